@@ -1,0 +1,1 @@
+"""Opened models and the detector around them; nothing here imports torch."""

@@ -1,0 +1,82 @@
+"""Quantities as a user types them: durations, counts, sizes of images."""
+
+import re
+
+from detofa.errors import UserError
+
+_DURATIONS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+
+
+def parse_latency_ms(text: str) -> float:
+    """Parse a duration with its unit: `10ms`, `1.5 ms`, `0.01s`, `900us`.
+
+    Returns:
+        Milliseconds, above zero.
+
+    Raises:
+        UserError: no unit, an unknown unit, not a number, or not above zero.
+    """
+    value, unit = _split(text, "a latency such as 10ms or 0.01s")
+    if unit not in _DURATIONS_MS:
+        came = f"the unit {unit!r}" if unit else "no unit"
+        raise UserError(f"latency {text!r} has {came}; write it as {value:g}ms (or us, s)")
+    return _positive(value * _DURATIONS_MS[unit], text, "a latency")
+
+
+def parse_count(text: str, what: str = "a count") -> int:
+    """Parse a count with an optional unit: `300M`, `1.2G`, `250k`, `300000000`.
+
+    Raises:
+        UserError: an unknown unit, not a number, or not above zero.
+    """
+    value, unit = _split(text, f"{what} such as 300M or 1.2G")
+    if unit not in _COUNTS:
+        raise UserError(f"{what} {text!r} has the unit {unit!r}; use k, M or G, as in 300M")
+    return round(_positive(value * _COUNTS[unit], text, what))
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Parse an input size, height first: `256x320`.
+
+    Returns:
+        (height, width), multiples of 32.
+
+    Raises:
+        UserError: not of the form HEIGHTxWIDTH, or not multiples of 32 from 64 to 4096.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)
+    if match is None:
+        raise UserError(f"image size {text!r} should be HEIGHTxWIDTH, such as 256x320")
+    height, width = int(match[1]), int(match[2])
+    if any(side % 32 or not 64 <= side <= 4096 for side in (height, width)):
+        raise UserError(
+            f"image size {text!r}: height and width must be multiples of 32 from 64 to 4096, "
+            f"such as {_nearest(height)}x{_nearest(width)}"
+        )
+    return height, width
+
+
+def format_count(value: float) -> str:
+    """Write a count with a unit, as `parse_count` reads it: 312400000 gives `312.4M`."""
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def _split(text: str, expected: str) -> tuple[float, str]:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*", text)
+    if match is None:
+        raise UserError(f"{text!r} is not {expected}")
+    return float(match[1]), match[2].lower()
+
+
+def _positive(value: float, text: str, what: str) -> float:
+    if not 0 < value < 1e15:
+        raise UserError(f"{what} must be above zero and finite, got {text!r}")
+    return value
+
+
+def _nearest(side: int) -> int:
+    return min(4096, max(64, round(side / 32) * 32))
