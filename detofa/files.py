@@ -1,10 +1,11 @@
 """Files on disk: atomic writers, versioned JSON, hashes."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,36 +17,45 @@ SCHEMA = 1
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success sync it and rename it to `path`.
+    """Yield an empty temporary file beside `path`; on success sync it and rename it to `path`.
 
     Readers see the old file or the whole new one, never a part. On failure the temporary file
-    is removed and `path` is left as it was.
+    is removed and `path` is left as it was; after a kill it may stay, hidden and named `*.part`.
+    Its name does not end as that of `path` does, so a library that goes by the suffix must be
+    told the format.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        temporary = _create_beside(path)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; choose a folder that exists and is writable"
-        ) from error
-    os.close(handle)
-    temporary = Path(name)
+        raise _cannot_write(path, error) from error
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another "
-            "folder"
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _create_beside(path: Path) -> Path:
+    # Not tempfile: its files are private whatever the user's umask says.
+    name = f".{path.name[:40]}.{secrets.token_hex(8)}.part"  # shorter than the limit on names
+    temporary = path.parent / name
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return temporary
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    mend = "free some space" if full else "choose a file name in a folder that is writable"
+    return UserError(f"cannot write {path}: {error.strerror or error}; {mend}")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -55,12 +65,23 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, as UTF-8."""
-    write_bytes(path, text.encode())
+    """Write `text` to `path` atomically, as UTF-8.
+
+    What UTF-8 has no form for (file names that are not UTF-8 hold such characters) is written as
+    an escape such as `\\udcff`, which JSON reads back.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, kind: str, record: Mapping[str, Any]) -> None:
-    """Write a versioned JSON file atomically: `{"schema": 1, "kind": kind, **record}`."""
+    """Write a versioned JSON file atomically: `{"schema": 1, "kind": kind, **record}`.
+
+    Raises:
+        UserError: the file cannot be written.
+        ValueError: the record holds NaN or an infinity, which JSON has no form for.
+    """
+    assert record.get("kind", kind) == kind, f"a {kind} file is given a {record['kind']} record"
+    assert record.get("schema", SCHEMA) == SCHEMA, f"the record has schema {record['schema']}"
     content = {"schema": SCHEMA, "kind": kind, **record}
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -77,12 +98,13 @@ def read_json(path: Path, kind: str, *, remake: str) -> dict[str, Any]:
         UserError: missing, unreadable, truncated, of another kind, or of an unknown schema.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")  # some editors add a byte order mark
+        content = json.loads(text, parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; make it with {remake}") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise _cannot_read(path, error) from error
+    except (ValueError, RecursionError) as error:  # ValueError: text and JSON faults, vast numbers
         raise UserError(
             f"{path} is not whole JSON ({error}); it may be truncated: make it again with {remake}"
         ) from error
@@ -98,12 +120,29 @@ def read_json(path: Path, kind: str, *, remake: str) -> dict[str, Any]:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _cannot_read(path, error) from error
 
 
 def sha256_json(record: Any) -> str:
     """Return the SHA-256 of a JSON value's canonical text, in hexadecimal."""
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _cannot_read(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot read {path}: {error.strerror or error}; check that it is a file and may be read"
+    )
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")

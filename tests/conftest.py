@@ -1,0 +1,38 @@
+"""What all tests share: thread limits, the Hypothesis profile, the folder of real data sets."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# Read once by torch, numpy and ONNX Runtime when they are first imported, so it is set here.
+os.environ.setdefault("OMP_NUM_THREADS", str(_usable_cores()))
+
+# No deadlines: other work on the machine must not fail a test.
+settings.register_profile(
+    "local", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.register_profile(
+    "ci", settings.get_profile("local"), derandomize=True, database=None, print_blob=True
+)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Give the folder of real data sets that `DETOFA_DATA` names, or skip the test."""
+    name = os.environ.get("DETOFA_DATA")
+    if not name:
+        pytest.skip("DETOFA_DATA is not set; set it to the folder of real data sets")
+    folder = Path(name)
+    if not folder.is_dir():
+        pytest.fail(f"DETOFA_DATA is {name}, which is not a folder")
+    return folder
