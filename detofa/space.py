@@ -211,6 +211,19 @@ class SearchSpace:
             head_depth=self.head_depths[genes[3]],
         )
 
+    def canonical(self, genes: Genes) -> Genes:
+        """Mark the genes of blocks that do not run as absent: (N, num_genes) to the same shape.
+
+        Only depth decides which blocks run; every other gene must hold a choice.
+        """
+        genes = genes.copy()
+        for index, stage in enumerate(self.stages):
+            depths = np.array(stage.depths)[genes[:, _NUM_GLOBAL + index]]
+            for position in range(stage.max_depth):
+                column = self.block_gene(index, position)
+                genes[depths <= position, column : column + 2] = ABSENT
+        return genes
+
     def check(self, arch: Arch) -> None:
         """Raise UserError unless this space holds `arch`, naming the field and what is allowed."""
         _one_of(arch.image_size, self.image_sizes, "image_size")
@@ -237,7 +250,7 @@ class SearchSpace:
         Returns:
             (count, num_genes) canonical genes.
         """
-        return self._blank_absent(self._random_genes(rng, count, np.zeros(count)))
+        return self.canonical(self._random_genes(rng, count, np.zeros(count)))
 
     def sample_spread(self, rng: np.random.Generator, count: int) -> Genes:
         """Draw archs spread from the smallest to the largest.
@@ -248,7 +261,7 @@ class SearchSpace:
         Returns:
             (count, num_genes) canonical genes.
         """
-        return self._blank_absent(self._random_genes(rng, count, rng.uniform(-6, 6, count)))
+        return self.canonical(self._random_genes(rng, count, rng.uniform(-6, 6, count)))
 
     def sample_bins(
         self,
@@ -294,18 +307,16 @@ class SearchSpace:
         """Redraw each gene with probability `rate`: (N, num_genes) to the same shape."""
         fresh = self._random_genes(rng, len(genes), np.zeros(len(genes)))
         redraw = (genes == ABSENT) | (rng.random(genes.shape) < rate)
-        return self._blank_absent(np.where(redraw, fresh, genes))
+        return self.canonical(np.where(redraw, fresh, genes))
 
     def crossover(self, first: Genes, second: Genes, rng: np.random.Generator) -> Genes:
         """Take each gene from one parent or the other: two (N, num_genes) to one.
 
-        A block that only one parent has comes from that parent; one that neither has is drawn.
+        A block that only one parent has comes from that parent.
         """
         swap = rng.random(first.shape) < 0.5
         child, other = np.where(swap, second, first), np.where(swap, first, second)
-        child = np.where(child == ABSENT, other, child)
-        fresh = self._random_genes(rng, len(child), np.zeros(len(child)))
-        return self._blank_absent(np.where(child == ABSENT, fresh, child))
+        return self.canonical(np.where(child == ABSENT, other, child))
 
     # ---- encodings ------------------------------------------------------------------------
 
@@ -407,7 +418,7 @@ class SearchSpace:
 
     def _uniform_genes(self, *, largest: bool) -> Genes:
         genes = (self.num_choices - 1) * int(largest)
-        row: Genes = self._blank_absent(genes.astype(np.int8)[None])[0]
+        row: Genes = self.canonical(genes.astype(np.int8)[None])[0]
         return row
 
     def _random_genes(
@@ -420,15 +431,6 @@ class SearchSpace:
             edges = np.cumsum(weights, axis=1) / weights.sum(axis=1, keepdims=True)
             draws = rng.random(count)
             genes[:, column] = np.minimum((draws[:, None] > edges).sum(axis=1), options - 1)
-        return genes
-
-    def _blank_absent(self, genes: Genes) -> Genes:
-        genes = genes.copy()
-        for index, stage in enumerate(self.stages):
-            depths = np.array(stage.depths)[genes[:, _NUM_GLOBAL + index]]
-            for position in range(stage.max_depth):
-                column = self.block_gene(index, position)
-                genes[depths <= position, column : column + 2] = ABSENT
         return genes
 
 
