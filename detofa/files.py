@@ -68,7 +68,7 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically, as UTF-8.
 
     What UTF-8 has no form for (file names that are not UTF-8 hold such characters) is written as
-    an escape such as `\\udcff`, which JSON reads back.
+    the escape that JSON has for it.
     """
     write_bytes(path, text.encode(errors="backslashreplace"))
 
