@@ -1,0 +1,1 @@
+"""Data sets: readers, splits, checks, training transforms, COCO evaluation, the demo set."""

@@ -1,0 +1,237 @@
+"""YOLO layout: data.yaml with the names and the folders, one text file of boxes per image."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detofa.data.records import (
+    SPLITS,
+    AnnotatedImage,
+    AnnotatedObject,
+    Annotations,
+    Category,
+    Fault,
+    canonical_split,
+    images_in,
+    subfolders,
+)
+from detofa.errors import UserError
+
+_NOT_NORMALISED = 2.0  # a fraction of the image may pass 1 by a little, pixels pass this
+
+
+def find_splits(root: Path) -> dict[str | None, tuple[Path, ...]] | None:
+    """Find the images of each split.
+
+    Splits come from the paths in data.yaml, else from folders such as `images/train` or
+    `train/images`.
+
+    Returns:
+        Image files per split, with the key None where there are no splits; None where the folder
+        has neither a data.yaml nor label files.
+
+    Raises:
+        UserError: data.yaml is broken, or names a folder that does not exist.
+    """
+    settings = _settings_file(root)
+    if settings is None and not _has_labels(root):
+        return None
+    content = _read_yaml(settings) if settings is not None else {}
+    found: dict[str, tuple[Path, ...]] = {}
+    for key, value in content.items():
+        split = canonical_split(str(key))
+        if split is not None and value:
+            assert settings is not None
+            found[split] = _images_at(value, content, settings, str(key))
+    if not found:
+        for base in (root, root / "images"):
+            for folder in subfolders(base):
+                split = canonical_split(folder.name)
+                paths = tuple(images_in(folder / "images")) or tuple(images_in(folder))
+                if split is not None and paths:
+                    found[split] = paths
+    if not found:
+        return {None: tuple(images_in(root / "images")) or tuple(images_in(root))}
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def read_annotations(root: Path, split: str | None) -> Annotations:
+    """Read the labels of one split's images.
+
+    An image without a label file has no boxes. A row with more than five values is a polygon,
+    and its bounding box is taken.
+
+    Args:
+        root: The data set's folder.
+        split: A key of `find_splits`.
+
+    Raises:
+        UserError: no class names.
+    """
+    splits = find_splits(root)
+    assert splits is not None
+    categories = _categories(root)
+    every_image = sorted({path for paths in splits.values() for path in paths})
+    image_ids = {path: number for number, path in enumerate(every_image, start=1)}
+    images, faults = [], []
+    for path in splits[split]:
+        label_file = _label_file(path)
+        objects, label_faults = _read_labels(label_file)
+        faults += label_faults
+        images.append(
+            AnnotatedImage(
+                image_id=image_ids[path],
+                path=path,
+                annotated_size=None,
+                objects=objects,
+                normalised=True,
+                source=label_file,
+            )
+        )
+    return Annotations(categories=categories, images=tuple(images), faults=tuple(faults))
+
+
+def _settings_file(root: Path) -> Path | None:
+    names = ["data.yaml", "data.yml", "dataset.yaml", "dataset.yml"]
+    paths = [root / name for name in names] + sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+    for path in paths:
+        if path.is_file():
+            try:
+                content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, yaml.YAMLError):
+                if path.stem == "data":
+                    return path
+                continue
+            if isinstance(content, dict) and "names" in content:
+                return path
+    return None
+
+
+def _has_labels(root: Path) -> bool:
+    label_folders = [root / "labels", *(folder / "labels" for folder in subfolders(root))]
+    return any(folder.is_dir() and any(folder.rglob("*.txt")) for folder in label_folders)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} should hold `names:` and `train:`, `val:`, `test:` paths")
+    return content
+
+
+def _images_at(value: Any, content: dict[str, Any], settings: Path, key: str) -> tuple[Path, ...]:
+    """Return the images at one of data.yaml's paths: a folder, a list file, or several."""
+    images: list[Path] = []
+    for entry in value if isinstance(value, list) else [value]:
+        path = _resolve(str(entry), content, settings, key)
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                if line.strip():
+                    images.append((path.parent / line.strip().replace("\\", "/")).resolve())
+        else:
+            inner = list(images_in(path)) or list(images_in(path / "images"))
+            images += inner or [p for folder in subfolders(path) for p in images_in(folder)]
+    return tuple(dict.fromkeys(images))
+
+
+def _resolve(entry: str, content: dict[str, Any], settings: Path, key: str) -> Path:
+    folder = settings.parent
+    entry = entry.replace("\\", "/")
+    stripped = entry
+    while stripped.startswith(("../", "./")):  # Roboflow writes ../train/images for train/images
+        stripped = stripped.split("/", 1)[1]
+    base = str(content.get("path") or "")
+    tried = [folder / base / entry, folder / entry, folder / base / stripped, folder / stripped]
+    for path in tried:
+        if path.exists():
+            return path
+    raise UserError(
+        f"{settings}: `{key}: {entry}` does not exist; looked for {tried[0]} and {tried[-1]}; "
+        "correct the path (it is relative to `path:`, or to this file)"
+    )
+
+
+def _categories(root: Path) -> tuple[Category, ...]:
+    settings = _settings_file(root)
+    names: Any = None
+    if settings is not None:
+        names = _read_yaml(settings).get("names")
+    else:
+        for path in (root / "classes.txt", root / "labels" / "classes.txt"):
+            if path.is_file():
+                names = [line.strip() for line in path.read_text("utf-8").splitlines()]
+                names = [name for name in names if name]
+                break
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names:
+        raise UserError(
+            f"{settings or root} has no class names; write them in {root / 'data.yaml'} as "
+            "`names: [first, second]`"
+        )
+    try:
+        return tuple(
+            sorted(
+                (Category(id=int(key), name=str(name)) for key, name in names.items()),
+                key=lambda category: category.id,
+            )
+        )
+    except (TypeError, ValueError):
+        raise UserError(f"{settings}: the keys of `names` should be numbers") from None
+
+
+def _label_file(image: Path) -> Path:
+    """Return the label file of an image: `images` becomes `labels`, or it lies beside it."""
+    parts = list(image.parts)
+    for index in range(len(parts) - 2, -1, -1):
+        if parts[index] == "images":
+            parts[index] = "labels"
+            path = Path(*parts).with_suffix(".txt")
+            return path if path.exists() else image.with_suffix(".txt")
+    beside = image.with_suffix(".txt")
+    inner = image.parent / "labels" / beside.name
+    return inner if inner.exists() else beside
+
+
+def _read_labels(path: Path) -> tuple[tuple[AnnotatedObject, ...], list[Fault]]:
+    if not path.is_file():
+        return (), []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = f"cannot read the labels ({error})"
+        return (), [Fault(file=path, reason=reason, severity="error")]
+    objects, faults = [], []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                objects.append(_parse_row(line))
+            except ValueError as error:
+                reason = f"line {number} {error}"
+                faults.append(Fault(file=path, reason=reason, severity="error"))
+    return tuple(objects), faults
+
+
+def _parse_row(line: str) -> AnnotatedObject:
+    fields = line.split()
+    try:
+        category = float(fields[0])
+        values = [float(field) for field in fields[1:]]
+    except ValueError:
+        raise ValueError(f"should hold numbers, got {line.strip()[:60]!r}") from None
+    if not category.is_integer() or not (len(values) == 4 or len(values) >= 6 and len(values) % 2 == 0):
+        raise ValueError(
+            f"should hold a class and 4 numbers (or a polygon), got {line.strip()[:60]!r}"
+        )
+    if max(abs(value) for value in values) > _NOT_NORMALISED:
+        raise ValueError(f"should hold fractions of the image size, got {line.strip()[:60]!r}")
+    if len(values) == 4:
+        x, y, width, height = values
+        box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    else:
+        box = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
+    return AnnotatedObject(category_id=int(category), box_xyxy=box)
