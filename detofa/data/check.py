@@ -1,0 +1,189 @@
+"""Check a data set: count, decode every image, find copies across splits, draw the boxes."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from detofa import files
+from detofa.data.dataset import (
+    WHOLE,
+    DetectionDataset,
+    Layout,
+    available_splits,
+    find_layout,
+    load_dataset,
+)
+from detofa.data.records import Fault, ImageRecord
+from detofa.errors import UserError
+from detofa.imaging import letterbox, read_image
+
+_TILE_SIZE = (288, 384)
+_COLOURS = (
+    "#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231",
+    "#911eb4", "#42d4f4", "#f032e6", "#bfef45", "#fabed4",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitReport:
+    """What one split holds.
+
+    Attributes:
+        split: Its name.
+        num_images: Images that can be used.
+        num_images_without_boxes: Those of them without any box.
+        num_boxes: Boxes, crowds left out.
+        boxes_per_class: Number of boxes by class name.
+        image_sizes: Number of images by (height, width), the most frequent first.
+        box_side_percentiles: 5th, 50th and 95th percentile of the square root of the boxes' area,
+            pixels; None without boxes.
+    """
+
+    split: str
+    num_images: int
+    num_images_without_boxes: int
+    num_boxes: int
+    boxes_per_class: Mapping[str, int]
+    image_sizes: Mapping[tuple[int, int], int]
+    box_side_percentiles: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What `check_dataset` found.
+
+    Attributes:
+        root: The data set's folder.
+        layout: Its layout.
+        splits: One report per split.
+        faults: All faults, errors first.
+        copies: Groups of image files with the same bytes that lie in different splits.
+    """
+
+    root: Path
+    layout: Layout
+    splits: tuple[SplitReport, ...]
+    faults: tuple[Fault, ...]
+    copies: tuple[tuple[Path, ...], ...]
+
+    @property
+    def num_errors(self) -> int:
+        """Number of faults that stop training unless bad images are skipped."""
+        return sum(fault.severity == "error" for fault in self.faults)
+
+
+def check_dataset(root: Path) -> CheckReport:
+    """Check all splits of a data set; every image is decoded.
+
+    Raises:
+        UserError: nothing found that could be checked, or an annotation file is broken.
+    """
+    reports: list[SplitReport] = []
+    faults: list[Fault] = []
+    seen: dict[str, list[tuple[str, Path]]] = {}
+    categories = None
+    for split in available_splits(root) or (WHOLE,):
+        dataset = load_dataset(root, split, skip_bad=True)
+        if categories is None:
+            categories = dataset.categories
+        elif dataset.categories != categories:
+            load_dataset(root, split, categories=categories, skip_bad=True)
+        faults += dataset.faults
+        whole: list[ImageRecord] = []
+        for image in dataset.images:
+            try:
+                read_image(image.path)
+            except UserError as error:
+                reason = str(error).removeprefix(f"{image.path} ")
+                faults.append(Fault(file=image.path, reason=reason, severity="error"))
+            else:
+                whole.append(image)
+                seen.setdefault(files.sha256_file(image.path), []).append((split, image.path))
+        reports.append(_report(dataset, whole))
+    copies = tuple(
+        tuple(path for _, path in places)
+        for places in seen.values()
+        if len({split for split, _ in places}) > 1
+    )
+    for paths in copies:
+        others = ", ".join(str(path) for path in paths[1:])
+        reason = f"the same image is in another split: {others}"
+        faults.append(Fault(file=paths[0], reason=reason, severity="warning"))
+    return CheckReport(
+        root=root,
+        layout=find_layout(root),
+        splits=tuple(reports),
+        faults=tuple(sorted(faults, key=lambda fault: fault.severity)),
+        copies=copies,
+    )
+
+
+def draw_contact_sheet(dataset: DetectionDataset, path: Path, count: int = 12) -> None:
+    """Draw images with their boxes and class names into one PNG or JPEG file.
+
+    Args:
+        dataset: A split.
+        path: The picture to write.
+        count: Number of images, spread evenly over the split.
+
+    Raises:
+        UserError: an image cannot be read, or the picture cannot be written.
+    """
+    chosen = np.unique(np.linspace(0, len(dataset.images) - 1, max(1, count)).round().astype(int))
+    num_columns = math.ceil(math.sqrt(len(chosen)))
+    num_rows = math.ceil(len(chosen) / num_columns)
+    height, width = _TILE_SIZE
+    sheet = Image.new("RGB", (num_columns * width, num_rows * height))
+    for position, index in enumerate(chosen):
+        row, column = divmod(position, num_columns)
+        sheet.paste(_tile(dataset, dataset.images[index]), (column * width, row * height))
+    with files.atomic_path(path) as temporary:
+        sheet.save(temporary, format="JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")
+
+
+def _report(dataset: DetectionDataset, images: list[ImageRecord]) -> SplitReport:
+    sizes: dict[tuple[int, int], int] = {}
+    counts = np.zeros(len(dataset.categories), np.int64)
+    sides: list[float] = []
+    for image in images:
+        size = (image.height, image.width)
+        sizes[size] = sizes.get(size, 0) + 1
+        single = ~image.crowd
+        np.add.at(counts, image.labels[single], 1)
+        boxes = image.boxes_xyxy[single]
+        sides += np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)).tolist()
+    percentiles = np.percentile(sides, (5, 50, 95)) if sides else None
+    return SplitReport(
+        split=dataset.split,
+        num_images=len(images),
+        num_images_without_boxes=sum(len(image.labels) == 0 for image in images),
+        num_boxes=int(counts.sum()),
+        boxes_per_class={
+            category.name: int(count)
+            for category, count in zip(dataset.categories, counts, strict=True)
+        },
+        image_sizes=dict(sorted(sizes.items(), key=lambda item: -item[1])),
+        box_side_percentiles=None
+        if percentiles is None
+        else (float(percentiles[0]), float(percentiles[1]), float(percentiles[2])),
+    )
+
+
+def _tile(dataset: DetectionDataset, image: ImageRecord) -> Image.Image:
+    pixels, box = letterbox(read_image(image.path), _TILE_SIZE, fill=32)
+    tile = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(tile)
+    font = ImageFont.load_default(size=11)
+    for corners, label in zip(box.to_input(image.boxes_xyxy), image.labels, strict=True):
+        left, top, right, bottom = (float(value) for value in corners)
+        colour = _COLOURS[int(label) % len(_COLOURS)]
+        draw.rectangle((left, top, right, bottom), outline=colour, width=2)
+        name = dataset.categories[int(label)].name
+        anchor = (left + 2, max(0.0, top - 13))
+        draw.rectangle(draw.textbbox(anchor, name, font=font), fill=colour)
+        draw.text(anchor, name, fill="black", font=font)
+    return tile
