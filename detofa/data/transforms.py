@@ -23,6 +23,11 @@ _YIQ_OF_RGB = np.array(
 _RGB_OF_YIQ = np.linalg.inv(_YIQ_OF_RGB)
 
 
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UserError(f"augmentation {name} should be from {low:g} to {high:g}, got {value!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """How training images are varied; part of a recipe.
@@ -270,8 +275,3 @@ def _recoloured(
 
 def _log_uniform(generator: np.random.Generator, low: float, high: float) -> float:
     return math.exp(generator.uniform(math.log(low), math.log(high)))
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise UserError(f"augmentation {name} should be from {low:g} to {high:g}, got {value!r}")
