@@ -1,0 +1,208 @@
+"""Which device this is: the record a latency table is tied to, and finding one by its name."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from detofa.errors import UserError
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+_FLAGS = (  # what inference kernels are chosen by: x86, then Arm
+    ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
+    + ("avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16")
+    + ("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One device of this machine.
+
+    Attributes:
+        kind: What it is.
+        name: The full name its maker gives it; two devices are the same only if these are equal.
+        details: What else bears on speed, such as instruction sets, cores, driver.
+    """
+
+    kind: Literal["cpu", "gpu"]
+    name: str
+    details: Mapping[str, Any]
+
+    @property
+    def slug(self) -> str:
+        """Return the name as part of a file's name."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object that `from_json` reads back."""
+        return asdict(self) | {"details": dict(self.details)}
+
+    @classmethod
+    def from_json(cls, record: Any) -> "Device":
+        """Read what `to_json` wrote.
+
+        Raises:
+            UserError: a field is missing or of the wrong kind.
+        """
+        try:
+            device = cls(**record)
+        except TypeError as error:
+            raise UserError(f"not the record of a device: {error}") from error
+        known = device.kind in ("cpu", "gpu") and isinstance(device.name, str)
+        if not known or not isinstance(device.details, Mapping):
+            raise UserError(f"not the record of a device: {record!r}")
+        return device
+
+
+def this_cpu() -> Device:
+    """Return this machine's CPU, with what is readable of it."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    fields = _cpu_info()
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    details = {
+        "architecture": platform.machine(),
+        "flags": [flag for flag in _FLAGS if flag in flags],
+        "cores": os.cpu_count(),
+        "usable_cores": usable,
+        "governor": _governor(),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+    return Device(kind="cpu", name=_cpu_name(fields), details=details)
+
+
+def devices_here() -> tuple[Device, ...]:
+    """Return every device of this machine, the CPU first."""
+    return (this_cpu(), *_gpus())
+
+
+def find_device(name: str, devices: Sequence[Device] | None = None) -> Device:
+    """Return the device that a user means by `name`.
+
+    Args:
+        name: `cpu`, or whole words of the device's full name, in any case: `a100` means
+            `NVIDIA A100-SXM4-80GB`, `xeon` means `Intel(R) Xeon(R) Processor`.
+        devices: Where to look; this machine's devices if not given.
+
+    Raises:
+        UserError: no device of that name is here, or several different ones are.
+    """
+    here = devices_here() if devices is None else devices
+    words = _words(name)
+    if words == ["cpu"]:
+        found = [device for device in here if device.kind == "cpu"]
+    else:
+        found = [device for device in here if _holds(_words(device.name), words)]
+    names = ", ".join(f"{device.name} ({device.kind})" for device in here)
+    if not found:
+        raise UserError(
+            f"no device named {name!r} is on this machine; it has {names}. A table is only made "
+            "on the device itself: run `detofa profile` on the machine that has it and copy the "
+            "file from its latency_tables/ into this machine's latency_tables/"
+        )
+    if len({device.name for device in found}) > 1:
+        several = ", ".join(device.name for device in found)
+        raise UserError(f"{name!r} fits {several}; give more of the name of the one you mean")
+    return found[0]
+
+
+def runtime_version() -> str:
+    """Return the version of ONNX Runtime, whichever of its packages is installed.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    for package in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    raise UserError("ONNX Runtime is not installed; install it with: pip install 'detofa[onnx]'")
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def _holds(words: list[str], wanted: list[str]) -> bool:
+    """Return whether `wanted` stands in `words` as a run of whole words."""
+    count = len(wanted)
+    starts = range(len(words) - count + 1)
+    return count > 0 and any(words[start : start + count] == wanted for start in starts)
+
+
+def _cpu_info() -> dict[str, str]:
+    """Return the fields of the first processor that Linux lists, or nothing elsewhere."""
+    try:
+        text = _CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(key.strip(), value.strip())
+    return fields
+
+
+def _cpu_name(fields: Mapping[str, str]) -> str:
+    """Return the maker's name of the CPU, or the best the system knows."""
+    if fields.get("model name"):
+        return " ".join(fields["model name"].split())
+    if platform.system() == "Darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        try:
+            said = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+            return " ".join(said.stdout.split())
+        except (OSError, subprocess.SubprocessError):
+            pass
+    parts = [fields.get("Hardware") or fields.get("Model") or platform.processor()]
+    return " ".join(part for part in [*parts, platform.machine()] if part) or "unknown CPU"
+
+
+def _governor() -> str | None:
+    try:
+        return _GOVERNOR.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _gpus() -> list[Device]:
+    """Return NVIDIA GPUs; none where the driver or nvidia-ml-py is absent."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        return [_gpu(pynvml, index, driver) for index in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(pynvml: Any, index: int, driver: str) -> Device:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    details = {
+        "index": index,
+        "compute_capability": f"{major}.{minor}",
+        "memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+        "driver": driver,
+    }
+    return Device(kind="gpu", name=_text(pynvml.nvmlDeviceGetName(handle)), details=details)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
