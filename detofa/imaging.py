@@ -122,7 +122,8 @@ class Preprocessing:
         expected = {"resize", "mean", "std", "fill", "channel_order"}
         if not isinstance(record, Mapping) or set(record) != expected:
             raise UserError(
-                f"preprocessing should have the fields {', '.join(sorted(expected))}; got {record!r}"
+                f"preprocessing should have the fields {', '.join(sorted(expected))}; "
+                f"got {record!r}"
             )
         if record["resize"] != "letterbox":
             raise UserError(f"preprocessing resize should be letterbox, got {record['resize']!r}")
@@ -276,7 +277,9 @@ def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
 def _opened(path: Path) -> Image.Image:
     """Open an image file without decoding it."""
     if not path.is_file():
-        raise UserError(f"image {path} does not exist" if not path.exists() else f"{path}: a folder")
+        raise UserError(
+            f"image {path} does not exist" if not path.exists() else f"{path}: a folder"
+        )
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty (0 bytes); replace the image or remove it")

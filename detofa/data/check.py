@@ -91,7 +91,10 @@ def check_dataset(root: Path) -> CheckReport:
         if categories is None:
             categories = dataset.categories
         elif dataset.categories != categories:
-            load_dataset(root, split, categories=categories, skip_bad=True)
+            try:
+                load_dataset(root, split, categories=categories, skip_bad=True)
+            except UserError as error:
+                faults.append(Fault(file=root, reason=str(error), severity="error"))
         faults += dataset.faults
         whole: list[ImageRecord] = []
         for image in dataset.images:

@@ -98,9 +98,7 @@ def read_annotations(root: Path, split: str | None) -> Annotations:
     if strangers:
         reason = f"annotations of {len(strangers)} unknown image ids: {first_names(strangers)}"
         faults.append(Fault(file=source, reason=reason, severity="error"))
-    return Annotations(
-        categories=categories, images=tuple(images.values()), faults=tuple(faults)
-    )
+    return Annotations(categories=categories, images=tuple(images.values()), faults=tuple(faults))
 
 
 def _candidates(root: Path) -> Iterator[Path]:

@@ -153,15 +153,14 @@ def _glyph(ink: NDArray[np.float32], generator: np.random.Generator) -> NDArray[
     turned = large.transform(
         large.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
     )
-    coverage = np.asarray(turned, np.float32) / 255
-    top, bottom, left, right = _ink_bounds(coverage)
+    top, bottom, left, right = _ink_bounds(np.asarray(turned, np.float32) / np.float32(255))
     cut = turned.crop((left, top, right, bottom))
     scale = side / max(cut.size)
     aspect = generator.uniform(0.9, 1.15)
     size = (max(4, round(cut.width * scale * aspect)), max(8, round(cut.height * scale)))
-    resized = np.asarray(cut.resize(size, Image.Resampling.BILINEAR), np.float32) / 255
-    rising = np.clip((resized - 0.15) / 0.4, 0, 1)
-    return rising * rising * (3 - 2 * rising)
+    resized = np.asarray(cut.resize(size, Image.Resampling.BILINEAR), np.float32)
+    rising = np.clip((resized / 255 - 0.15) / 0.4, 0, 1)
+    return np.asarray(rising * rising * (3 - 2 * rising), np.float32)
 
 
 def _ink_bounds(coverage: NDArray[np.float32]) -> tuple[int, int, int, int]:
@@ -225,9 +224,7 @@ def _colour_of_luma(luma: float, generator: np.random.Generator) -> NDArray[np.f
     return np.clip(luma + tint, 0, 255).astype(np.float32)
 
 
-def _background(
-    image_size: tuple[int, int], generator: np.random.Generator
-) -> NDArray[np.float32]:
+def _background(image_size: tuple[int, int], generator: np.random.Generator) -> NDArray[np.float32]:
     """Draw a texture of two near colours: gradient, clouds, stripes, checks or blobs."""
     height, width = image_size
     rows = np.linspace(0, 1, height, dtype=np.float32)[:, None]

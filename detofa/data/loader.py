@@ -200,8 +200,7 @@ def evaluation_batches(
     for start in range(0, len(dataset.images), batch_size):
         records = list(dataset.images[start : start + batch_size])
         prepared = [
-            letterbox(read_image(record.path), image_size, preprocessing.fill)
-            for record in records
+            letterbox(read_image(record.path), image_size, preprocessing.fill) for record in records
         ]
         images = preprocessing.normalise(np.stack([image for image, _ in prepared]))
         yield torch.from_numpy(images), [box for _, box in prepared], records

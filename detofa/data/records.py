@@ -229,9 +229,7 @@ def _check_box(
     """Clip a box; return None for one without area; the fault is a warning."""
     text = f"box {', '.join(f'{value:.6g}' for value in box)} (xyxy)"
     if not np.isfinite(box).all():
-        return None, Fault(
-            file=path, reason=f"{text} is not finite, dropped", severity="warning"
-        )
+        return None, Fault(file=path, reason=f"{text} is not finite, dropped", severity="warning")
     if (box[2:] <= box[:2]).any():
         return None, Fault(file=path, reason=f"{text} has no area, dropped", severity="warning")
     clipped = np.clip(box, 0, limits)

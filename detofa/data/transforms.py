@@ -246,7 +246,7 @@ def _visible(
     clipped = np.clip(boxes_xyxy, 0, np.tile(limits, 2))
     inside = ((centres >= 0) & (centres < limits)).all(axis=1)
     large = (clipped[:, 2:] - clipped[:, :2] >= _MIN_SIDE_PIXELS).all(axis=1)
-    kept = inside & large
+    kept = np.logical_and(inside, large)
     return clipped[kept], kept
 
 
@@ -267,10 +267,11 @@ def _recoloured(
     # Contrast turns about the middle of the brightened image; every 8th row is enough to find it.
     middle = float(image[::8].mean()) * brightness
     shift = np.float32(middle * (1 - contrast) + 0.5)
-    recoloured = image.reshape(-1, 3).astype(np.float32) @ matrix.T.astype(np.float32)
-    recoloured += shift
-    np.clip(recoloured, 0, 255, out=recoloured)
-    return recoloured.astype(np.uint8).reshape(image.shape)
+    pixels = image.reshape(-1, 3).astype(np.float32) @ matrix.T.astype(np.float32)
+    pixels += shift
+    np.clip(pixels, 0, 255, out=pixels)
+    recoloured: NDArray[np.uint8] = pixels.astype(np.uint8).reshape(image.shape)
+    return recoloured
 
 
 def _log_uniform(generator: np.random.Generator, low: float, high: float) -> float:

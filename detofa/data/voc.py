@@ -4,8 +4,8 @@ Coordinates are taken as they stand: xmin, ymin, xmax, ymax are the edges of the
 Objects marked difficult are ordinary boxes here.
 """
 
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path, PurePosixPath
+from xml.etree import ElementTree
 
 from detofa.data.records import (
     SPLITS,

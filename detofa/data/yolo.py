@@ -223,7 +223,9 @@ def _parse_row(line: str) -> AnnotatedObject:
         values = [float(field) for field in fields[1:]]
     except ValueError:
         raise ValueError(f"should hold numbers, got {line.strip()[:60]!r}") from None
-    if not category.is_integer() or not (len(values) == 4 or len(values) >= 6 and len(values) % 2 == 0):
+    if not category.is_integer() or not (
+        len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)
+    ):
         raise ValueError(
             f"should hold a class and 4 numbers (or a polygon), got {line.strip()[:60]!r}"
         )
