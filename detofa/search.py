@@ -1,0 +1,569 @@
+"""Search: the best path within a budget, and the Pareto front, by evolution over genes.
+
+Score and cost are functions of (N, num_genes) genes, so that a predictor, a path filter, a latency
+table or a MAC count can take either place.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detofa.errors import UserError
+from detofa.space import ABSENT, Genes, SearchSpace
+from detofa.units import format_count
+
+Values = NDArray[np.float64]
+Measure = Callable[[Genes], Values]
+"""Maps (N, num_genes) genes to (N,) finite numbers."""
+
+_SWEEPS = 30  # of a coordinate descent, which converges in two to five
+_REPAIRS = 4  # crossings of a child that is over a limit with the cheapest path
+_ATTEMPTS = 8  # rounds of children tried to fill one generation
+_PROBES = 512  # paths drawn to start a descent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cap:
+    """An upper limit on a cost.
+
+    Attributes:
+        name: What is limited, for messages: `latency`, `parameters`, `file size`.
+        cost: Gives the cost of paths; above zero.
+        limit: Largest cost allowed.
+        unit: Unit of cost and limit, such as `ms`, `MACs`, `bytes`.
+    """
+
+    name: str
+    cost: Measure
+    limit: float
+    unit: str
+
+    def __post_init__(self) -> None:
+        """Check the limit."""
+        if not self.limit > 0:
+            raise UserError(f"the limit on {self.name} must be above zero, got {self.limit}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Settings of the evolution.
+
+    Attributes:
+        population: Paths scored in each generation.
+        generations: Most generations after the first.
+        parents: Paths that children descend from.
+        mutation_rate: Chance of each gene of a mutated child to be drawn again.
+        mutated_share: Share of children mutated from one parent; the rest are crossed from two.
+        max_evaluations: Most paths scored in all.
+    """
+
+    population: int = 64
+    generations: int = 30
+    parents: int = 16
+    mutation_rate: float = 0.1
+    mutated_share: float = 0.5
+    max_evaluations: int = 2000
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("population", "generations", "parents", "max_evaluations"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} should be at least 1, got {getattr(self, name)!r}")
+        for name in ("mutation_rate", "mutated_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} should be from 0 to 1, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reachable:
+    """What a cost can be in a space.
+
+    Attributes:
+        low: Least cost.
+        high: Greatest cost.
+        unit: Unit of both.
+        lowest: (num_genes,) a path of the least cost.
+        highest: (num_genes,) a path of the greatest cost.
+    """
+
+    low: float
+    high: float
+    unit: str
+    lowest: Genes
+    highest: Genes
+
+    def __str__(self) -> str:
+        """Return the range for people; its lower end, when typed, is reachable."""
+        return f"{_quantity(_rounded_up(self.low), self.unit)} to {_quantity(self.high, self.unit)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """The state of a search after one generation: paths scored so far, and the best of them."""
+
+    evaluations: int
+    best_score: float
+    best_cost: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        genes: (N, num_genes) distinct paths within all limits; best first from `search`, cheapest
+            first from `pareto_search`.
+        scores: (N,) their scores.
+        costs: (N,) their costs.
+        evaluations: Paths scored.
+        history: One entry per generation, the first included.
+        reachable: What the cost can be in this space.
+        note: What the user should know about the budget, or None.
+    """
+
+    genes: Genes
+    scores: Values
+    costs: Values
+    evaluations: int
+    history: tuple[Generation, ...]
+    reachable: Reachable
+    note: str | None
+
+
+def search(
+    space: SearchSpace,
+    *,
+    score: Measure,
+    cost: Measure,
+    budget: float,
+    unit: str,
+    rng: np.random.Generator,
+    caps: Sequence[Cap] = (),
+    config: SearchConfig | None = None,
+) -> SearchResult:
+    """Find the paths with the highest score among those within a budget.
+
+    Parents are the best paths scored so far; children over a limit are crossed with a path within
+    all limits; no path is scored twice.
+
+    Args:
+        space: Where to search.
+        score: What to maximise; called once per generation.
+        cost: What the budget limits; should be cheap.
+        budget: Largest cost allowed, in `unit`; `math.inf` for none.
+        unit: Unit of the cost, for messages: `ms`, `MACs`.
+        rng: Source of randomness.
+        caps: Further limits.
+        config: Settings of the evolution.
+
+    Raises:
+        UserError: a budget or cap below what the space can reach (the message says what it can),
+            or none found that meets all of them together.
+    """
+    limits = (Cap(name="the budget", cost=cost, limit=budget, unit=unit), *caps)
+    config = config or SearchConfig()
+    pool, history, reachable = _evolve(space, score, limits, rng, config, _best)
+    order = _best(pool.scores, pool.costs, pool.size)
+    return _result(pool, order, history, reachable, limits[0])
+
+
+def pareto_search(
+    space: SearchSpace,
+    *,
+    score: Measure,
+    cost: Measure,
+    unit: str,
+    rng: np.random.Generator,
+    budget: float = math.inf,
+    caps: Sequence[Cap] = (),
+    config: SearchConfig | None = None,
+) -> SearchResult:
+    """Find the paths that no other path beats in both cost and score.
+
+    As `search`, but parents are the front found so far, and the fronts behind it where it has
+    fewer than `config.parents` paths.
+
+    Returns:
+        The front only, cheapest first.
+
+    Raises:
+        UserError: as `search`.
+    """
+    limits = (Cap(name="the budget", cost=cost, limit=budget, unit=unit), *caps)
+    config = config or SearchConfig()
+    pool, history, reachable = _evolve(space, score, limits, rng, config, _foremost)
+    return _result(pool, pareto_front(pool.costs, pool.scores), history, reachable, limits[0])
+
+
+def pareto_front(costs: Values, scores: Values) -> NDArray[np.intp]:
+    """Return the indices of the points that no other point beats, cheapest first.
+
+    A point is beaten by one of no greater cost and no lower score, unless both are equal; of equal
+    points the first stays. Takes O(n log n).
+
+    Args:
+        costs: (N,) less is better.
+        scores: (N,) more is better.
+    """
+    costs, scores = np.asarray(costs, np.float64), np.asarray(scores, np.float64)
+    assert costs.shape == scores.shape, (costs.shape, scores.shape)
+    assert not (np.isnan(costs).any() or np.isnan(scores).any()), "a point is not a number"
+    order = np.lexsort((-scores, costs))
+    before = np.concatenate([[-np.inf], np.maximum.accumulate(scores[order])[:-1]])
+    beyond = scores[order] > before[: len(order)]
+    beyond[:1] = True  # also where the only score is minus infinity
+    return order[beyond]
+
+
+def finalists(result: SearchResult, top_k: int, *, min_changes: int = 1) -> NDArray[np.intp]:
+    """Choose the paths to evaluate for real.
+
+    Args:
+        result: What a search found.
+        top_k: How many to choose, if there are as many.
+        min_changes: Genes in which any two should differ. Where too few paths are left, the best
+            of the others fill the places.
+
+    Returns:
+        Indices into `result.genes`, best first.
+    """
+    order = _best(result.scores, result.costs, len(result.scores))
+    chosen: list[int] = []
+    for index in order.tolist():
+        if len(chosen) == top_k:
+            break
+        changes = (result.genes[chosen] != result.genes[index]).sum(axis=1)
+        if (changes >= min_changes).all():
+            chosen.append(index)
+    rest = [index for index in order.tolist() if index not in set(chosen)]
+    chosen += rest[: max(0, top_k - len(chosen))]
+    rank = {index: place for place, index in enumerate(order.tolist())}
+    return np.array(sorted(chosen, key=rank.__getitem__), np.intp)
+
+
+def reachable_range(
+    space: SearchSpace, cost: Measure, rng: np.random.Generator, *, unit: str
+) -> Reachable:
+    """Find the least and the greatest cost in a space.
+
+    The smallest path is not always the fastest, so this descends from it, and from paths drawn at
+    random, one block (or the neck and head) at a time. Exact for a cost that is a sum over blocks
+    of positive numbers, as latency tables and MACs are; otherwise the best found.
+
+    Args:
+        space: The search space.
+        cost: Gives the cost of paths.
+        rng: Source of randomness for the paths to start from.
+        unit: Unit of the cost.
+    """
+    drawn = space.sample_spread(rng, _PROBES)
+    ends = np.stack([space.genes(space.smallest), space.genes(space.largest)])
+    probes = np.concatenate([ends, drawn])
+    values = _values(cost, probes)
+    low, lowest = _descend(space, cost, probes[np.argmin(values)], fill_largest=False)
+    negative, highest = _descend(
+        space, lambda genes: -_values(cost, genes), probes[np.argmax(values)], fill_largest=True
+    )
+    return Reachable(low=low, high=-negative, unit=unit, lowest=lowest, highest=highest)
+
+
+# ---- evolution --------------------------------------------------------------------------------
+
+_Select = Callable[[Values, Values, int], NDArray[np.intp]]  # scores, costs, count to indices
+
+
+class _Pool:
+    """The paths scored so far, all within the limits and distinct."""
+
+    def __init__(self, space: SearchSpace, score: Measure) -> None:
+        self.score = score
+        self.genes: Genes = np.empty((0, space.num_genes), np.int8)
+        self.scores: Values = np.empty(0)
+        self.costs: Values = np.empty(0)
+        self.seen: set[bytes] = set()
+
+    @property
+    def size(self) -> int:
+        return len(self.scores)
+
+    def add(self, genes: Genes, costs: Values) -> None:
+        self.genes = np.concatenate([self.genes, genes])
+        self.scores = np.concatenate([self.scores, _values(self.score, genes)])
+        self.costs = np.concatenate([self.costs, costs])
+        self.seen |= {row.tobytes() for row in genes}
+
+    def fresh(self, genes: Genes) -> Genes:
+        """Leave out repeated rows and paths that were scored; keep the order."""
+        first = np.sort(np.unique(genes, axis=0, return_index=True)[1])
+        keep = [index for index in first if genes[index].tobytes() not in self.seen]
+        return genes[keep]
+
+
+def _evolve(
+    space: SearchSpace,
+    score: Measure,
+    limits: tuple[Cap, ...],
+    rng: np.random.Generator,
+    config: SearchConfig,
+    select: _Select,
+) -> tuple[_Pool, tuple[Generation, ...], Reachable]:
+    anchors, reachable = _anchors(space, limits, rng)
+    pool = _Pool(space, score)
+    history: list[Generation] = []
+    for generation in range(config.generations + 1):
+        gathered = np.empty((0, space.num_genes), np.int8)
+        room = min(config.population, config.max_evaluations - pool.size)
+        for attempt in range(_ATTEMPTS):
+            if len(gathered) >= room:
+                break
+            if generation == 0:
+                children = _seeds(space, anchors, rng, config, attempt)
+            else:
+                parents = pool.genes[select(pool.scores, pool.costs, config.parents)]
+                children = _children(space, parents, rng, config, attempt)
+            children = _repaired(space, children, limits, anchors[0], rng)
+            gathered = pool.fresh(np.concatenate([gathered, children]))[:room]
+        if not len(gathered):  # every path within reach was scored
+            break
+        pool.add(gathered, _values(limits[0].cost, gathered))
+        best = _best(pool.scores, pool.costs, 1)[0]
+        history.append(
+            Generation(
+                evaluations=pool.size,
+                best_score=float(pool.scores[best]),
+                best_cost=float(pool.costs[best]),
+            )
+        )
+    return pool, tuple(history), reachable
+
+
+def _seeds(
+    space: SearchSpace,
+    anchors: Genes,
+    rng: np.random.Generator,
+    config: SearchConfig,
+    attempt: int,
+) -> Genes:
+    """Return paths of all sizes; in later attempts, what lies closer and closer to the anchors."""
+    if attempt == 0:
+        return np.concatenate([anchors, space.sample_spread(rng, config.population)])
+    if attempt == 1:
+        return space.canonical(_changed(anchors[0], _groups(space)))
+    parents = anchors[rng.integers(len(anchors), size=config.population)]
+    return space.mutate(parents, rng, config.mutation_rate / 2**attempt)
+
+
+def _children(
+    space: SearchSpace,
+    parents: Genes,
+    rng: np.random.Generator,
+    config: SearchConfig,
+    attempt: int,
+) -> Genes:
+    """Return mutated and crossed paths, closer to their parents in later attempts."""
+    first, second = parents[rng.integers(len(parents), size=(2, config.population))]
+    mutated = space.mutate(first, rng, config.mutation_rate / 2**attempt)
+    crossed = space.mutate(space.crossover(first, second, rng), rng, 1 / space.num_genes)
+    take = rng.random(config.population) < config.mutated_share
+    return np.where(take[:, None], mutated, crossed)
+
+
+def _repaired(
+    space: SearchSpace,
+    genes: Genes,
+    limits: tuple[Cap, ...],
+    anchor: Genes,
+    rng: np.random.Generator,
+) -> Genes:
+    """Cross paths over a limit with one within all; return those within all in the end."""
+    fits = _fits(limits, genes)
+    for _ in range(_REPAIRS):
+        if fits.all():
+            break
+        over = genes[~fits]
+        genes = genes.copy()
+        genes[~fits] = space.crossover(over, np.broadcast_to(anchor, over.shape), rng)
+        fits = _fits(limits, genes)
+    return genes[fits]
+
+
+def _anchors(
+    space: SearchSpace, limits: tuple[Cap, ...], rng: np.random.Generator
+) -> tuple[Genes, Reachable]:
+    """Return a few paths within all limits (A, num_genes), and the range of the first cost.
+
+    Raises:
+        UserError: a limit is below what the space can reach, or no path meets all limits.
+    """
+    ranges = []
+    for limit in limits:
+        found = reachable_range(space, limit.cost, rng, unit=limit.unit)
+        if found.low > limit.limit:
+            raise UserError(
+                f"no path of space {space.name} is within {limit.name} of "
+                f"{_quantity(limit.limit, limit.unit)}: it reaches {found}; allow more, or use "
+                "smaller image sizes"
+            )
+        ranges.append(found)
+    ends = [row for found in ranges for row in (found.lowest, found.highest)]
+    ends += [space.genes(space.smallest), space.genes(space.largest)]
+    candidates = np.unique(np.stack(ends), axis=0)
+    if len(limits) > 1 and not _fits(limits, candidates).any():
+        candidates = np.concatenate([candidates, space.sample_spread(rng, _PROBES)])
+        start = candidates[np.argmin(_excess(limits, candidates))]
+        _, closest = _descend(
+            space, lambda genes: _excess(limits, genes), start, fill_largest=False
+        )
+        candidates = np.concatenate([candidates, closest[None]])
+    anchors = candidates[_fits(limits, candidates)]
+    if not len(anchors):
+        named = " and ".join(
+            f"{limit.name} of {_quantity(limit.limit, limit.unit)} (reaches {found})"
+            for limit, found in zip(limits, ranges, strict=True)
+        )
+        raise UserError(f"no path of space {space.name} was found within {named}; allow more")
+    return anchors[np.argsort(_excess(limits, anchors), kind="stable")], ranges[0]
+
+
+def _fits(limits: Sequence[Cap], genes: Genes) -> NDArray[np.bool_]:
+    fits = np.ones(len(genes), bool)
+    for limit in limits:
+        fits &= _values(limit.cost, genes) <= limit.limit
+    return fits
+
+
+def _excess(limits: Sequence[Cap], genes: Genes) -> Values:
+    """Return the largest share of a limit that each path uses: (N,); above 1 is too much."""
+    shares = [_values(limit.cost, genes) / limit.limit for limit in limits]
+    excess: Values = np.max(shares, axis=0)
+    return excess
+
+
+# ---- order and coordinate descent -------------------------------------------------------------
+
+
+def _best(scores: Values, costs: Values, count: int) -> NDArray[np.intp]:
+    """Return the indices of the highest scores, best first; the cheaper first where they tie."""
+    return np.lexsort((costs, -scores))[:count]
+
+
+def _foremost(scores: Values, costs: Values, count: int) -> NDArray[np.intp]:
+    """Return the indices of the front, and of the fronts behind it up to at least `count`."""
+    chosen = np.empty(0, np.intp)
+    rest = np.arange(len(scores))
+    while len(chosen) < count and len(rest):
+        front = pareto_front(costs[rest], scores[rest])
+        chosen = np.concatenate([chosen, rest[front]])
+        rest = np.delete(rest, front)
+    return chosen
+
+
+def _descend(
+    space: SearchSpace, cost: Measure, start: Genes, *, fill_largest: bool
+) -> tuple[float, Genes]:
+    """Return the least cost that changing one block at a time reaches, and its path.
+
+    Each image size has its own descent, so that with a size given a sum over blocks is exact.
+    """
+    fill = (space.num_choices - 1) * int(fill_largest)
+    complete = np.where(start == ABSENT, fill, start).astype(np.int8)
+    found: list[tuple[float, Genes]] = []
+    for size in range(len(space.image_sizes)):
+        row = complete.copy()
+        row[0] = size
+        found.append(_descend_at_size(space, cost, row))
+    return min(found, key=lambda pair: pair[0])
+
+
+def _descend_at_size(space: SearchSpace, cost: Measure, row: Genes) -> tuple[float, Genes]:
+    value = float(_values(cost, space.canonical(row[None]))[0])
+    groups = _groups(space)
+    bounds = np.cumsum([0, *(len(options) for _, options in groups)])
+    for _ in range(_SWEEPS):
+        moves = _changed(row, groups)
+        prices = _values(cost, space.canonical(moves))
+        together = row.copy()
+        for (columns, _), start, stop in zip(groups, bounds[:-1], bounds[1:], strict=True):
+            best = start + int(np.argmin(prices[start:stop]))
+            if prices[best] < value:
+                together[columns] = moves[best, columns]
+        candidates = np.stack([together, moves[np.argmin(prices)]])
+        values = _values(cost, space.canonical(candidates))
+        if values.min() >= value:
+            break
+        row, value = candidates[np.argmin(values)], float(values.min())
+    return value, space.canonical(row[None])[0]
+
+
+_Group = tuple[list[int], NDArray[np.int8]]  # columns, and all choices of them (K, len(columns))
+
+
+def _groups(space: SearchSpace) -> list[_Group]:
+    """Return the genes priced together: neck and head, each depth, each block; no image size."""
+    num_stages = len(space.stages)
+    first_block = space.block_gene(0, 0)
+    columns = [list(range(1, first_block - num_stages))]
+    columns += [[column] for column in range(first_block - num_stages, first_block)]
+    columns += [[kernel, kernel + 1] for kernel in range(first_block, space.num_genes, 2)]
+    groups = []
+    for group in columns:
+        counts = tuple(space.num_choices[group].tolist())
+        groups.append((group, np.indices(counts).reshape(len(group), -1).T.astype(np.int8)))
+    return groups
+
+
+def _changed(row: Genes, groups: Sequence[_Group]) -> Genes:
+    """Return `row` with every choice of one group after another: (sum of K, num_genes)."""
+    complete = np.maximum(row, 0)
+    changed = np.repeat(complete[None], sum(len(options) for _, options in groups), axis=0)
+    start = 0
+    for columns, options in groups:
+        changed[start : start + len(options), columns] = options
+        start += len(options)
+    return changed
+
+
+def _values(measure: Measure, genes: Genes) -> Values:
+    values = np.asarray(measure(genes), np.float64)
+    assert values.shape == (len(genes),), f"one number per path, got {values.shape}"
+    assert np.isfinite(values).all(), "scores and costs must be finite"
+    return values
+
+
+def _result(
+    pool: _Pool,
+    order: NDArray[np.intp],
+    history: tuple[Generation, ...],
+    reachable: Reachable,
+    budget: Cap,
+) -> SearchResult:
+    note = None
+    if reachable.high <= budget.limit < math.inf:
+        note = (
+            f"the budget of {_quantity(budget.limit, budget.unit)} allows every path of the "
+            f"space: the costliest takes {_quantity(reachable.high, budget.unit)}"
+        )
+    return SearchResult(
+        genes=pool.genes[order],
+        scores=pool.scores[order],
+        costs=pool.costs[order],
+        evaluations=pool.size,
+        history=history,
+        reachable=reachable,
+        note=note,
+    )
+
+
+def _quantity(value: float, unit: str) -> str:
+    return f"{value:.4g} {unit}" if abs(value) < 1000 else f"{format_count(value)} {unit}"
+
+
+def _rounded_up(value: float) -> float:
+    """Round up to four digits, so that the number shown is not below the number meant."""
+    if value <= 0:
+        return value
+    step = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return math.ceil(value / step) * step
