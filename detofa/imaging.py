@@ -1,6 +1,8 @@
 """The one image reader, the one letterbox and the one normalisation: pillow and numpy only."""
 
-from collections.abc import Mapping
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +43,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     with _opened(path) as image:
         try:
-            image.load()
+            with _quiet():
+                image.load()
         except Exception as error:  # decoders raise many types; each means a broken file
             raise UserError(f"{path} is broken ({error}); replace the image or remove it") from None
         orientation = _orientation(image)
@@ -283,8 +286,9 @@ def _opened(path: Path) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty (0 bytes); replace the image or remove it")
-        image = Image.open(path)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        with _quiet():
+            image = Image.open(path)
+    except Image.DecompressionBombError:
         raise UserError(_too_large(path)) from None
     except UserError:
         raise
@@ -299,13 +303,22 @@ def _opened(path: Path) -> Image.Image:
     return image
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence pillow's warnings: broken EXIF is ignored, and sizes are judged here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
 def _too_large(path: Path) -> str:
     return f"{path} has more than {MAX_PIXELS / 1e6:.0f} million pixels; shrink the image first"
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        with _quiet():
+            return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # EXIF comes from anywhere; an unreadable one means "upright"
         return 1
 
