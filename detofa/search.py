@@ -22,6 +22,7 @@ Measure = Callable[[Genes], Values]
 _SWEEPS = 30  # of a coordinate descent, which converges in two to five
 _REPAIRS = 4  # crossings of a child that is over a limit with the cheapest path
 _ATTEMPTS = 8  # rounds of children tried to fill one generation
+_NEW_SHARE = 1 / 8  # of children drawn anew, so that parents alike do not end the search
 _PROBES = 512  # paths drawn to start a descent
 
 
@@ -363,12 +364,17 @@ def _children(
     config: SearchConfig,
     attempt: int,
 ) -> Genes:
-    """Return mutated and crossed paths, closer to their parents in later attempts."""
-    first, second = parents[rng.integers(len(parents), size=(2, config.population))]
+    """Return mutated, crossed and a few new paths, closer to the parents in later attempts."""
+    new = space.sample_spread(rng, math.ceil(config.population * _NEW_SHARE))
+    if attempt >= _ATTEMPTS - 2:
+        parent = parents[rng.integers(len(parents))]
+        return np.concatenate([space.canonical(_changed(parent, _groups(space))), new])
+    count = config.population - len(new)
+    first, second = parents[rng.integers(len(parents), size=(2, count))]
     mutated = space.mutate(first, rng, config.mutation_rate / 2**attempt)
     crossed = space.mutate(space.crossover(first, second, rng), rng, 1 / space.num_genes)
-    take = rng.random(config.population) < config.mutated_share
-    return np.where(take[:, None], mutated, crossed)
+    take = rng.random(count) < config.mutated_share
+    return np.concatenate([np.where(take[:, None], mutated, crossed), new])
 
 
 def _repaired(
