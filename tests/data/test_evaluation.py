@@ -1,0 +1,126 @@
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detofa.data.dataset import load_dataset
+from detofa.data.evaluation import detections_to_coco, evaluate_detections
+from detofa.runtime.detections import Detections
+
+CATS = [(3, "cat"), (17, "dog")]
+
+
+def _found(*rows):
+    """Detections from (xyxy, score, label) rows."""
+    return Detections(
+        boxes_xyxy=np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
+        scores=np.array([row[1] for row in rows], np.float32),
+        labels=np.array([row[2] for row in rows], np.int64),
+    )
+
+
+def _truth_as_detections(dataset):
+    return [
+        Detections(
+            boxes_xyxy=image.boxes_xyxy,
+            scores=np.ones(len(image.labels), np.float32),
+            labels=image.labels,
+        )
+        for image in dataset.images
+    ]
+
+
+def test_a_false_positive_between_two_hits_gives_the_known_precision(tmp_path, make_coco):
+    images = [[(17, (10, 10, 10, 10))], [(17, (20, 10, 10, 10))]]
+    dataset = load_dataset(make_coco(tmp_path, {"val": images}, CATS), "val")
+    found = [
+        _found(((10, 10, 20, 20), 0.9, 1), ((40, 20, 50, 30), 0.8, 1)),
+        _found(((20, 10, 30, 20), 0.7, 1)),
+    ]
+    result = evaluate_detections(dataset, found)
+    # Precision is 1 up to recall 0.5 (51 of 101 points), then 2/3.
+    expected = (51 + 50 * 2 / 3) / 101
+    assert result.ap == pytest.approx(expected)
+    assert result.ap50 == result.ap75 == pytest.approx(expected)
+    assert result.ap_small == pytest.approx(expected)
+    assert result.ap_medium is None
+    assert result.ap_large is None
+    assert [(c.name, c.ap) for c in result.per_class] == [("cat", None), ("dog", result.ap)]
+
+
+def test_overlap_decides_which_thresholds_count(tmp_path, make_coco):
+    dataset = load_dataset(make_coco(tmp_path, {"val": [[(3, (10, 10, 20, 20))]]}, CATS), "val")
+    result = evaluate_detections(dataset, [_found(((10, 10, 30, 22.4), 0.9, 0))])
+    # IoU 0.62 passes 0.50, 0.55 and 0.60 of the ten thresholds.
+    assert (result.ap, result.ap50, result.ap75) == pytest.approx((0.3, 1.0, 0.0))
+
+
+def test_a_detection_inside_a_crowd_is_no_mistake(tmp_path, make_coco):
+    images = [[(3, (1, 1, 10, 10)), (3, (20, 5, 30, 30), "crowd")]]
+    dataset = load_dataset(make_coco(tmp_path, {"val": images}, CATS), "val")
+    hit = ((1, 1, 11, 11), 0.5, 0)
+    in_crowd, elsewhere = ((25, 10, 35, 20), 0.9, 0), ((5, 25, 15, 35), 0.9, 0)
+    assert evaluate_detections(dataset, [_found(hit, in_crowd)]).ap == pytest.approx(1)
+    assert evaluate_detections(dataset, [_found(hit, elsewhere)]).ap == pytest.approx(0.5)
+
+
+def test_nothing_found_gives_zero_without_a_sound(tmp_path, make_coco, capsys):
+    dataset = load_dataset(make_coco(tmp_path, {"val": [[(3, (1, 1, 9, 9))]]}, CATS), "val")
+    result = evaluate_detections(dataset, [_found()])
+    assert (result.ap, result.ap50) == (0, 0)
+    assert result.per_class[1].ap is None
+    assert capsys.readouterr().out == ""
+
+
+def test_results_carry_the_original_ids(tmp_path, make_coco):
+    dataset = load_dataset(
+        make_coco(tmp_path, {"val": [[], [(3, (1, 1, 9, 9))]]}, CATS[::-1]), "val"
+    )
+    results = detections_to_coco(dataset, [_found(), _found(((1, 2, 4, 8), 0.5, 1))])
+    assert results == [
+        {"image_id": 114, "category_id": 17, "bbox": [1.0, 2.0, 3.0, 6.0], "score": 0.5}
+    ]
+
+
+@pytest.mark.parametrize("name", ["bccd", "coco_ccby"])
+def test_the_truth_itself_scores_one(data_dir, name):
+    dataset = load_dataset(data_dir / name, "val")
+    crowds_out = [
+        Detections(
+            boxes_xyxy=image.boxes_xyxy[~image.crowd],
+            scores=np.ones(int((~image.crowd).sum()), np.float32),
+            labels=image.labels[~image.crowd],
+        )
+        for image in dataset.images
+    ]
+    assert evaluate_detections(dataset, crowds_out).ap == pytest.approx(1)
+
+
+def test_figures_equal_pycocotools_on_the_original_file(data_dir):
+    dataset = load_dataset(data_dir / "coco_ccby", "val")
+    generator = np.random.default_rng(0)
+    noisy = []
+    for found in _truth_as_detections(dataset):
+        boxes = found.boxes_xyxy + generator.normal(0, 6, found.boxes_xyxy.shape)
+        noisy.append(
+            Detections(
+                boxes_xyxy=boxes.astype(np.float32),
+                scores=generator.random(len(found)).astype(np.float32),
+                labels=np.where(generator.random(len(found)) < 0.8, found.labels, 0),
+            )
+        )
+    result = evaluate_detections(dataset, noisy)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(data_dir / "coco_ccby" / "instances_val.json"))
+        results = truth.loadRes(detections_to_coco(dataset, noisy))
+        oracle = COCOeval(truth, results, "bbox")
+        oracle.evaluate()
+        oracle.accumulate()
+        oracle.summarize()
+    ours = [result.ap, result.ap50, result.ap75]
+    ours += [result.ap_small, result.ap_medium, result.ap_large]
+    assert ours == pytest.approx(list(oracle.stats[:6]), abs=1e-6)
+    assert 0.05 < result.ap < 0.95
