@@ -1,0 +1,1 @@
+"""Export: from a PyTorch detector to a checked file for another runtime."""

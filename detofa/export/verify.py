@@ -1,0 +1,286 @@
+"""Does an exported file do what the PyTorch module does?"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+
+from detofa.export.to_onnx import OUTPUT_NAMES, RAW_OUTPUTS
+from detofa.imaging import Preprocessing, letterbox
+from detofa.runtime.postprocess import pairwise_iou
+from detofa.runtime.session import BOXES_NAME, SCORES_NAME, OnnxSession, open_onnx
+
+BATCH_SIZES = (1, 2, 5)
+Outputs = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far an exported file may be from PyTorch.
+
+    Attributes:
+        head_relative_error: Largest difference of a raw head over its largest value.
+        box_iou: Least intersection over union of two boxes that count as the same.
+        corner_pixels: Boxes whose corners are no further apart are the same even without area.
+        score: Largest difference of their scores.
+    """
+
+    head_relative_error: float = 1e-4
+    box_iou: float = 0.99
+    corner_pixels: float = 0.01
+    score: float = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityCase:
+    """What came of one batch.
+
+    Attributes:
+        images: Names of its images.
+        finite: Whether every output is finite.
+        head_relative_errors: Per raw head, largest difference over largest value.
+        num_compared: Candidate boxes of PyTorch that had to be found again.
+        num_matched: Those that were.
+        worst_iou: Least intersection over union of the matched boxes; 1 without any.
+        worst_score_difference: Largest difference of the matched boxes' scores.
+    """
+
+    images: tuple[str, ...]
+    finite: bool
+    head_relative_errors: Mapping[str, float]
+    num_compared: int
+    num_matched: int
+    worst_iou: float
+    worst_score_difference: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """The comparison of an exported file with PyTorch."""
+
+    tolerance: Tolerance
+    cases: tuple[ParityCase, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Return whether the file may be shipped."""
+        return not self.reasons
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Return what is wrong, each with the names of the images."""
+        found = []
+        for case in self.cases:
+            where = f"batch of {len(case.images)} ({', '.join(case.images)})"
+            if not case.finite:
+                found.append(f"{where}: an output is not finite")
+                continue
+            for head, error in case.head_relative_errors.items():
+                if not error <= self.tolerance.head_relative_error:
+                    found.append(
+                        f"{where}: {head} differs by {error:.1e} of its largest value, more than "
+                        f"{self.tolerance.head_relative_error:.0e}"
+                    )
+            if case.num_matched < case.num_compared:
+                missing = case.num_compared - case.num_matched
+                found.append(f"{where}: {missing} of {case.num_compared} boxes are not found again")
+        return tuple(found)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object: the verdict, the worst figures, and every case."""
+        heads = {
+            name: max(_number(case.head_relative_errors[name]) for case in self.cases)
+            for name in self.cases[0].head_relative_errors
+        }
+        differences = [_number(case.worst_score_difference) for case in self.cases]
+        return {
+            "passed": self.passed,
+            "reasons": list(self.reasons),
+            "tolerance": dataclasses.asdict(self.tolerance),
+            "head_relative_errors": heads,
+            "num_compared": sum(case.num_compared for case in self.cases),
+            "num_matched": sum(case.num_matched for case in self.cases),
+            "worst_iou": min(case.worst_iou for case in self.cases),
+            "worst_score_difference": max(differences),
+            "batches": [list(case.images) for case in self.cases],
+        }
+
+
+def verify_onnx(
+    module: nn.Module,
+    model_path: Path,
+    checked_model: bytes,
+    *,
+    images: Mapping[str, NDArray[np.uint8]],
+    preprocessing: Preprocessing,
+    rng: np.random.Generator,
+    tolerance: Tolerance = Tolerance(),
+) -> ParityReport:
+    """Compare an exported file with PyTorch, on one image at a time and on batches.
+
+    Every image alone goes through PyTorch. The file must give the same for it alone and in batches
+    of 2 and 5 among others: raw heads closely, boxes as sets (near-tied boxes may change places).
+
+    Args:
+        module: Maps images (B, 3, H, W) to boxes_xyxy, scores, class_logits and side_logits.
+        model_path: The written file; its boxes and scores are compared.
+        checked_model: The same graph with the raw heads kept (`OnnxExport.checked_model`).
+        images: Real images, (H, W, 3) uint8, by name. A blank one, noise, and a wide and a tall
+            cut of the first are added.
+        preprocessing: How they become inputs.
+        rng: Source of the noise.
+        tolerance: How far the two may be apart.
+    """
+    assert images, "parity needs at least one real image"
+    with OnnxSession(model_path) as session:
+        named = dict(images) | _made_images(next(iter(images.values())), session.image_size, rng)
+        inputs = {
+            name: preprocessing.normalise(
+                letterbox(image, session.image_size, preprocessing.fill)[0]
+            )
+            for name, image in named.items()
+        }
+        expected = _run_module(module, inputs)
+        raw = open_onnx(checked_model)
+        cases = []
+        for batch in _batches(list(named)):
+            stacked = np.stack([inputs[name] for name in batch])
+            boxes_xyxy, scores = session.run(stacked)
+            heads = _run_raw(raw, stacked)
+            found = heads | {BOXES_NAME: boxes_xyxy, SCORES_NAME: scores}
+            cases.append(_compare(batch, [expected[name] for name in batch], found, tolerance))
+    return ParityReport(tolerance=tolerance, cases=tuple(cases))
+
+
+def _made_images(
+    image: NDArray[np.uint8], size: tuple[int, int], rng: np.random.Generator
+) -> dict[str, NDArray[np.uint8]]:
+    height, width = image.shape[:2]
+    return {
+        "(blank)": np.zeros((*size, 3), np.uint8),
+        "(noise)": rng.integers(0, 256, (*size, 3), dtype=np.uint8),
+        "(wide cut)": image[: max(1, height // 3)],
+        "(tall cut)": image[:, : max(1, width // 3)],
+    }
+
+
+def _batches(names: list[str]) -> list[tuple[str, ...]]:
+    """Return every image alone, then batches of different images."""
+    batches: list[tuple[str, ...]] = [(name,) for name in names]
+    for size in BATCH_SIZES[1:]:
+        batches += [tuple(names[:size]), tuple(names[-size:])]
+    return batches
+
+
+def _run_module(module: nn.Module, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Outputs]:
+    """Run PyTorch on each image alone, on the processor and in evaluation mode."""
+    reference = copy.deepcopy(module).cpu().eval()
+    expected: dict[str, Outputs] = {}
+    with torch.inference_mode():
+        for name, pixels in inputs.items():
+            outputs = reference(torch.from_numpy(pixels)[None])
+            arrays = [output[0].numpy() for output in outputs]
+            expected[name] = dict(zip(OUTPUT_NAMES, arrays, strict=True))
+    return expected
+
+
+def _run_raw(session: Any, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    outputs = session.run(list(RAW_OUTPUTS), {session.get_inputs()[0].name: images})
+    return dict(zip(RAW_OUTPUTS, outputs, strict=True))
+
+
+def _compare(
+    batch: tuple[str, ...], expected: Sequence[Outputs], found: Outputs, tolerance: Tolerance
+) -> ParityCase:
+    errors = {
+        name: max(
+            _relative_error(wanted[name], found[name][row]) for row, wanted in enumerate(expected)
+        )
+        for name in RAW_OUTPUTS
+    }
+    finite = all(bool(np.isfinite(values).all()) for values in found.values())
+    finite = finite and all(np.isfinite(v).all() for wanted in expected for v in wanted.values())
+    matches = [
+        match_boxes(
+            (wanted[BOXES_NAME], wanted[SCORES_NAME]),
+            (found[BOXES_NAME][row], found[SCORES_NAME][row]),
+            tolerance,
+        )
+        for row, wanted in enumerate(expected)
+        if finite
+    ]
+    return ParityCase(
+        images=batch,
+        finite=finite,
+        head_relative_errors=errors,
+        num_compared=sum(match.num_compared for match in matches),
+        num_matched=sum(match.num_matched for match in matches),
+        worst_iou=min((match.worst_iou for match in matches), default=0.0),
+        worst_score_difference=max(
+            (match.worst_score_difference for match in matches), default=1.0
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxMatch:
+    """How one set of candidate boxes was found again in another; see `ParityCase`."""
+
+    num_compared: int
+    num_matched: int
+    worst_iou: float
+    worst_score_difference: float
+
+
+def match_boxes(
+    expected: tuple[NDArray[np.float32], NDArray[np.float32]],
+    found: tuple[NDArray[np.float32], NDArray[np.float32]],
+    tolerance: Tolerance,
+) -> BoxMatch:
+    """Find the candidate boxes of one image again in another run's, whatever their order.
+
+    Each box takes one of the other run, the assignment with the least difference in all. Boxes
+    whose best score ties with the last candidate's need not be found: the cut to the top candidates
+    may have taken another one.
+
+    Args:
+        expected: boxes_xyxy (K, 4) and scores (K, C).
+        found: The same of the other run.
+        tolerance: When two boxes are the same.
+    """
+    distances = np.abs(expected[0][:, None] - found[0][None]).max(axis=2)
+    differences = np.abs(expected[1][:, None] - found[1][None]).max(axis=2)
+    # Beyond some pixels a box is another one, and how far off it is should not sway the rest.
+    rows, columns = linear_sum_assignment(np.minimum(distances, 10) + differences)
+    difference = differences[rows, columns]
+    overlap = pairwise_iou(expected[0], found[0])[rows, columns]
+    overlap[distances[rows, columns] <= tolerance.corner_pixels] = 1
+    same = (overlap >= tolerance.box_iou) & (difference <= tolerance.score)
+    best = expected[1][rows].max(axis=1)
+    compared = same | (best > best.min() + tolerance.score)
+    return BoxMatch(
+        num_compared=int(compared.sum()),
+        num_matched=int(same.sum()),
+        worst_iou=float(overlap[same].min(initial=1)),
+        worst_score_difference=float(difference[same].max(initial=0)),
+    )
+
+
+def _relative_error(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    """Return the largest difference over the largest expected value; NaN if anything is NaN."""
+    largest = float(np.abs(expected).max())
+    difference = float(np.abs(expected - found).max())
+    return difference / largest if largest else difference
+
+
+def _number(value: float) -> float:
+    """Return a number that JSON can hold."""
+    return value if np.isfinite(value) else float(np.finfo(np.float32).max)

@@ -1,0 +1,160 @@
+"""Detector: a session with everything around it, from images to boxes on them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detofa.errors import UserError
+from detofa.imaging import Preprocessing, letterbox
+from detofa.runtime.detections import Detections
+from detofa.runtime.manifest import Manifest, manifest_path
+from detofa.runtime.postprocess import detections_from_outputs
+from detofa.runtime.session import CPU, OnnxSession, Session
+from detofa.subnet import PostProcessing, Subnet
+
+SUBNET_KEY = "detofa.subnet"
+"""Key of an ONNX file's metadata under which the content of subnet.json lies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detector:
+    """An opened detector; closes its session when left as a context manager.
+
+    Attributes:
+        session: What runs the network.
+        preprocessing: How an image becomes its input.
+        postprocessing: How its outputs become boxes.
+        categories: (id, name) of each class, with the data set's own ids, in label order.
+    """
+
+    session: Session
+    preprocessing: Preprocessing
+    postprocessing: PostProcessing
+    categories: tuple[tuple[int, str], ...]
+
+    @classmethod
+    def of_subnet(cls, session: Session, subnet: Subnet) -> "Detector":
+        """Return the detector that a subnet describes, run by `session`."""
+        assert session.image_size == subnet.arch.image_size, (session.image_size, subnet.arch)
+        return cls(
+            session=session,
+            preprocessing=subnet.preprocessing,
+            postprocessing=subnet.postprocessing,
+            categories=subnet.categories,
+        )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes in label order."""
+        return tuple(name for _, name in self.categories)
+
+    def detect(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        *,
+        score_threshold: float | None = None,
+        batch_size: int = 1,
+    ) -> list[Detections]:
+        """Find objects.
+
+        Args:
+            images: Each (H, W, 3) uint8 RGB, of any size.
+            score_threshold: Boxes below it are left out; the postprocessing's own if not given.
+            batch_size: Images that go through the network together.
+
+        Returns:
+            The detections of each image, pixels of that image.
+        """
+        assert batch_size >= 1, batch_size
+        found: list[Detections] = []
+        for start in range(0, len(images), batch_size):
+            pairs = [
+                letterbox(image, self.session.image_size, self.preprocessing.fill)
+                for image in images[start : start + batch_size]
+            ]
+            inputs = self.preprocessing.normalise(np.stack([pixels for pixels, _ in pairs]))
+            boxes_xyxy, scores = self.session.run(inputs)
+            found += [
+                detections_from_outputs(
+                    boxes_xyxy[row], scores[row], self.postprocessing, placed, score_threshold
+                )
+                for row, (_, placed) in enumerate(pairs)
+            ]
+        return found
+
+    def close(self) -> None:
+        """Free the session."""
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_detector(path: Path, *, threads: int = 1, provider: str = CPU) -> Detector:
+    """Open an exported detector.
+
+    What the file says of itself counts; if its manifest lies beside it, both must agree.
+
+    Args:
+        path: An .onnx file that `detofa export` wrote.
+        threads: Threads used inside an operator.
+        provider: ONNX Runtime's name of what runs it.
+
+    Raises:
+        UserError: not an .onnx file, missing, damaged, not made by `detofa export`, or not the
+            file that its manifest describes.
+    """
+    if path.suffix != ".onnx":
+        raise UserError(f"{path} should be an .onnx file; make one with `detofa export`")
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make it with `detofa export`")
+    beside = manifest_path(path)
+    manifest = Manifest.load(beside) if beside.is_file() else None
+    if manifest is not None and manifest.model_file != path.name:
+        raise UserError(
+            f"{beside} describes {manifest.model_file}, not {path.name}; remove it or export again"
+        )
+    session = OnnxSession(path, threads=threads, provider=provider)
+    subnet = _stored_subnet(session, path)
+    if subnet is None:
+        if manifest is None:
+            raise UserError(
+                f"{path} was not made by `detofa export`: it says neither its classes nor its "
+                "preprocessing, and no manifest lies beside it; export it again from subnet.json"
+            )
+        subnet = manifest.subnet
+    if session.image_size != subnet.arch.image_size:
+        raise UserError(
+            f"{path} takes images of {session.image_size} (height, width), but its record says "
+            f"{subnet.arch.image_size}; export it again from subnet.json"
+        )
+    return Detector.of_subnet(session, subnet)
+
+
+def _stored_subnet(session: OnnxSession, path: Path) -> Subnet | None:
+    text = session.metadata.get(SUBNET_KEY)
+    if text is None:
+        return None
+    try:
+        record = json.loads(text)
+        if not isinstance(record, dict):
+            raise UserError(f"a subnet should be a JSON object, got {type(record).__name__}")
+        return Subnet.from_json(record)
+    except (json.JSONDecodeError, UserError) as error:
+        raise UserError(
+            f"the record inside {path} cannot be read ({error}); export it again from subnet.json"
+        ) from error

@@ -1,0 +1,202 @@
+"""Sessions: opened models that map images to candidate boxes; the one place that opens ONNX."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detofa.errors import UserError
+
+CPU = "CPUExecutionProvider"
+BOXES_NAME = "boxes_xyxy"
+SCORES_NAME = "scores"
+
+
+class Session(Protocol):
+    """An opened model, whatever runs it."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Return the (height, width) of the input, in pixels."""
+        ...
+
+    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Run the model.
+
+        Args:
+            images: (B, 3, H, W) float32, normalised.
+
+        Returns:
+            boxes_xyxy: (B, K, 4) float32, pixels of the input, not clipped.
+            scores: (B, K, C) float32, from 0 to 1.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model; running it afterwards is an error."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+class OnnxSession:
+    """An exported detector in ONNX Runtime.
+
+    Args:
+        model: An .onnx file that `detofa export` wrote, or its bytes.
+        threads: Threads used inside an operator.
+        provider: ONNX Runtime's name of what runs it; never another one silently.
+
+    Raises:
+        UserError: see `open_onnx`; or the model's inputs and outputs are not a detector's.
+    """
+
+    def __init__(self, model: Path | bytes, *, threads: int = 1, provider: str = CPU) -> None:
+        self._session: Any = open_onnx(model, threads=threads, provider=provider)
+        self.threads = threads
+        self.provider = provider
+        name = _name(model)
+        self._input_name, self._image_size = _image_input(self._session, name)
+        found = [output.name for output in self._session.get_outputs()]
+        if not {BOXES_NAME, SCORES_NAME} <= set(found):
+            raise UserError(
+                f"{name} has the outputs {', '.join(found)}, but a detector has {BOXES_NAME} and "
+                f"{SCORES_NAME}; give a file made by `detofa export`"
+            )
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Return the (height, width) of the input, in pixels."""
+        return self._image_size
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Return the texts that are stored inside the file."""
+        return dict(self._opened.get_modelmeta().custom_metadata_map)
+
+    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Run the model; see `Session.run`."""
+        assert images.dtype == np.float32 and images.shape[1:] == (3, *self.image_size), (
+            images.dtype,
+            images.shape,
+        )
+        boxes_xyxy, scores = self._opened.run(
+            [BOXES_NAME, SCORES_NAME], {self._input_name: np.ascontiguousarray(images)}
+        )
+        return boxes_xyxy, scores
+
+    def close(self) -> None:
+        """Free the model; running it afterwards is an error."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def _opened(self) -> Any:
+        assert self._session is not None, "this session is closed"
+        return self._session
+
+
+def open_onnx(model: Path | bytes, *, threads: int = 1, provider: str = CPU) -> Any:
+    """Open any ONNX model in ONNX Runtime, with settings that make timings comparable.
+
+    Operators run one after the other, each on `threads` threads.
+
+    Args:
+        model: A file, or the bytes of one.
+        threads: Threads used inside an operator.
+        provider: ONNX Runtime's name of what runs it, e.g. `CUDAExecutionProvider`.
+
+    Returns:
+        An `onnxruntime.InferenceSession`.
+
+    Raises:
+        UserError: ONNX Runtime is not installed or lacks the provider, the file does not exist or
+            is not a model that it can run, or the provider could not be used.
+    """
+    runtime = _onnxruntime()
+    name = _name(model)
+    if threads < 1:
+        raise UserError(f"threads should be at least 1, got {threads}")
+    available = runtime.get_available_providers()
+    if provider not in available:
+        raise UserError(
+            f"this ONNX Runtime has no {provider}; it has {', '.join(available)}. Choose one of "
+            "these, or install the build of onnxruntime that has it"
+        )
+    if isinstance(model, Path) and not model.is_file():
+        raise UserError(f"{name} does not exist; make it with `detofa export`")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3  # errors: warnings would go straight to the terminal
+    source = str(model) if isinstance(model, Path) else model
+    with _as_user_error(name):
+        session = runtime.InferenceSession(source, options, providers=[provider])
+    used = session.get_providers()
+    if used[0] != provider:
+        raise UserError(
+            f"{provider} could not be used for {name} (ONNX Runtime fell back to {used[0]}); "
+            "check its driver and libraries with `detofa doctor`"
+        )
+    return session
+
+
+@contextlib.contextmanager
+def _as_user_error(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime has a dozen types without a common base of its own
+        raise UserError(
+            f"{name} is not a model that ONNX Runtime can open; it may be damaged or of another "
+            f"kind: export it again with `detofa export`. ONNX Runtime says: {error}"
+        ) from error
+
+
+def _onnxruntime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            f"running an .onnx file needs ONNX Runtime ({error}); install it with "
+            "`pip install 'detofa[onnx]'`"
+        ) from error
+    return onnxruntime  # type: ignore[no-any-return]
+
+
+def _name(model: Path | bytes) -> str:
+    return str(model) if isinstance(model, Path) else f"a model of {len(model)} bytes"
+
+
+def _image_input(session: Any, name: str) -> tuple[str, tuple[int, int]]:
+    inputs = session.get_inputs()
+    shape = inputs[0].shape if len(inputs) == 1 else []
+    whole = len(shape) == 4 and shape[1] == 3 and all(type(size) is int for size in shape[2:])
+    if not whole or inputs[0].type != "tensor(float)":
+        found = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
+        raise UserError(
+            f"{name} has the inputs {found or 'none'}, but a detector has one of "
+            "(batch, 3, height, width) float32; give a file made by `detofa export`"
+        )
+    return inputs[0].name, (shape[2], shape[3])

@@ -1,0 +1,61 @@
+"""Subnets with random weights, and pictures to compare them on."""
+
+import numpy as np
+import pytest
+import torch
+
+from detofa.imaging import IMAGENET
+from detofa.presets import preset
+from detofa.subnet import PostProcessing, Subnet
+from detofa.supernet.decode import DecodedDetector
+from detofa.supernet.detector import StaticDetector
+
+
+def make_subnet(image_size, space_name="tiny"):
+    space = preset(space_name, num_classes=2, image_sizes=[image_size])
+    return Subnet(
+        space=space,
+        arch=space.smallest,
+        preprocessing=IMAGENET,
+        postprocessing=PostProcessing(),
+        categories=((7, "red cell"), (90, "platelet")),
+        weights_file="a.safetensors",
+        weights_sha256="0" * 64,
+        supernet_sha256="1" * 64,
+        recalibration={"images": 4, "seed": 0},
+        figures={},
+        device=None,
+        table_sha256=None,
+        command="detofa search",
+    )
+
+
+def make_detector(subnet, seed=0):
+    """Return a decoded detector with random weights whose outputs differ from place to place."""
+    generator = torch.Generator().manual_seed(seed)
+    detector = StaticDetector(subnet.space, subnet.arch)
+    with torch.no_grad():
+        for name, tensor in detector.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            elif tensor.dtype.is_floating_point and tensor.ndim <= 1:
+                tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
+            elif tensor.ndim > 1:
+                fan_in = tensor[0].numel()
+                gain = 0.3 if "head.output" in name else 1.0
+                noise = torch.randn(tensor.shape, generator=generator)
+                tensor.copy_(gain * noise * (2 / fan_in) ** 0.5)
+    neck_head = subnet.space.blocks(subnet.arch)[-1]
+    return DecodedDetector(detector, neck_head, subnet.postprocessing.top_k).eval()
+
+
+@pytest.fixture
+def images():
+    """Give smooth pictures of several shapes by name."""
+    rng = np.random.default_rng(3)
+    pictures = {}
+    for name, (height, width) in {"wide": (60, 200), "tall": (200, 60), "even": (96, 96)}.items():
+        waves = np.add.outer(np.linspace(0, 9, height), np.linspace(0, 7, width))
+        shades = 127 + 100 * np.sin(waves[..., None] + rng.uniform(0, 6, 3))
+        pictures[name] = shades.astype(np.uint8)
+    return pictures

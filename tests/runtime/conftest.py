@@ -1,0 +1,84 @@
+"""Subnets and small ONNX files made in code."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from detofa.imaging import IMAGENET
+from detofa.presets import preset
+from detofa.runtime.detector import SUBNET_KEY
+from detofa.subnet import PostProcessing, Subnet
+
+
+def make_subnet(image_size=(96, 128), **postprocessing):
+    space = preset("tiny", num_classes=2, image_sizes=[image_size])
+    return Subnet(
+        space=space,
+        arch=space.smallest,
+        preprocessing=IMAGENET,
+        postprocessing=PostProcessing(**postprocessing),
+        categories=((7, "red cell"), (90, "platelet")),
+        weights_file="a.safetensors",
+        weights_sha256="0" * 64,
+        supernet_sha256="1" * 64,
+        recalibration={"images": 4, "seed": 0},
+        figures={},
+        device=None,
+        table_sha256=None,
+        command="detofa search",
+    )
+
+
+def brightness_model(
+    path: Path, *, image_size=(96, 128), subnet=None, output_names=("boxes_xyxy", "scores")
+) -> Path:
+    """Write a detector that says one box at (8, 16, 40, 48), with scores from the image's mean.
+
+    The scores are sigmoid(mean) for class 0 and sigmoid(-mean) for class 1.
+    """
+    box = np.array([[[8, 16, 40, 48]]], np.float32)
+    nodes = [
+        helper.make_node("ReduceMean", ["images", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "axes_12"], ["column"]),
+        helper.make_node("Neg", ["column"], ["negative"]),
+        helper.make_node("Concat", ["column", "negative"], ["logits"], axis=2),
+        helper.make_node("Sigmoid", ["logits"], [output_names[1]]),
+        helper.make_node("Mul", ["column", "zero"], ["zeros"]),
+        helper.make_node("Add", ["zeros", "box"], [output_names[0]]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "brightness",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, *image_size])],
+        [
+            helper.make_tensor_value_info(output_names[0], TensorProto.FLOAT, ["batch", 1, 4]),
+            helper.make_tensor_value_info(output_names[1], TensorProto.FLOAT, ["batch", 1, 2]),
+        ],
+        [
+            numpy_helper.from_array(np.array([1, 2, 3], np.int64), "axes"),
+            numpy_helper.from_array(np.array([1, 2], np.int64), "axes_12"),
+            numpy_helper.from_array(np.zeros(1, np.float32), "zero"),
+            numpy_helper.from_array(box, "box"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    if subnet is not None:
+        model.metadata_props.add(key=SUBNET_KEY, value=json.dumps(subnet.to_json()))
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.fixture
+def images():
+    """Give images of several shapes and brightnesses; one is smaller than the input."""
+    rng = np.random.default_rng(0)
+    sizes = [(96, 128), (200, 300), (300, 200), (40, 50), (128, 96)]
+    return [
+        rng.integers(30 * index, 30 * index + 120, (*size, 3), dtype=np.uint8)
+        for index, size in enumerate(sizes)
+    ]
