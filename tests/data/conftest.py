@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def make_coco(make_image):
 
     def write(
         root: Path,
-        splits: dict[str, list[list[tuple]]],
+        splits: dict[str, list[list[tuple[Any, ...]]]],
         categories: list[tuple[int, str]] | dict[str, list[tuple[int, str]]],
         size: tuple[int, int] = (40, 60),
     ) -> Path:
@@ -74,7 +75,9 @@ def make_coco(make_image):
 def make_voc(make_image):
     """Return a function that writes a VOC set without splits: per image, (name, xyxy) boxes."""
 
-    def write(root: Path, images: dict[str, list[tuple]], size: tuple[int, int] = (40, 60)) -> Path:
+    def write(
+        root: Path, images: dict[str, list[tuple[Any, ...]]], size: tuple[int, int] = (40, 60)
+    ) -> Path:
         (root / "Annotations").mkdir(parents=True)
         for seed, (stem, boxes) in enumerate(images.items()):
             make_image(root / "JPEGImages" / f"{stem}.png", seed, size)

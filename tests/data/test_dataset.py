@@ -48,7 +48,7 @@ class TestCoco:
         boxes = [[(3, (1, 1, 5, 5))]]
         root = make_coco(tmp_path, {"train": boxes, "val": boxes}, {"train": CATS, "val": other})
         train = load_dataset(root, "train")
-        with pytest.raises(UserError, match="the categories of .*, split val"):
+        with pytest.raises(UserError, match=r"the categories of .*, split val"):
             load_dataset(root, "val", categories=train.categories)
 
     @pytest.mark.parametrize("name", ["val", "valid", "validation"])

@@ -120,7 +120,7 @@ def test_figures_equal_pycocotools_on_the_original_file(data_dir):
         oracle.evaluate()
         oracle.accumulate()
         oracle.summarize()
-    ours = [result.ap, result.ap50, result.ap75]
-    ours += [result.ap_small, result.ap_medium, result.ap_large]
-    assert ours == pytest.approx(list(oracle.stats[:6]), abs=1e-6)
+    ours = (result.ap, result.ap50, result.ap75)
+    ours_by_area = (result.ap_small, result.ap_medium, result.ap_large)
+    assert (*ours, *ours_by_area) == pytest.approx(tuple(oracle.stats[:6]), abs=1e-6)
     assert 0.05 < result.ap < 0.95

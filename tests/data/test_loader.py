@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,9 @@ SIZES = ((64, 96), (96, 64))
 @pytest.fixture
 def dataset(tmp_path, make_coco):
     """Seven images; image n has one box n + 5 pixels wide, a dog in the last one."""
-    images = [[(17 if n == 6 else 3, (2, 3, 5 + n, 20))] for n in range(7)]
+    images: list[list[tuple[Any, ...]]] = [
+        [(17 if n == 6 else 3, (2, 3, 5 + n, 20))] for n in range(7)
+    ]
     images[2].append((3, (30, 1, 20, 20), "crowd"))
     return load_dataset(make_coco(tmp_path, {"train": images}, CATS), "train")
 

@@ -26,7 +26,7 @@ GEOMETRY_ONLY = dataclasses.replace(
 )
 
 
-def _scene(size=(120, 200), boxes=((30, 20, 90, 70), (120, 60, 180, 110))):
+def _scene(size=(120, 200), boxes=((30, 20, 90, 70), (120, 60, 180, 110))) -> Sample:
     """Black, with a box of each brightness: 100 for the first, 200 for the second."""
     image = np.zeros((*size, 3), np.uint8)
     for label, (left, top, right, bottom) in enumerate(boxes):
