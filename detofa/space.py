@@ -5,11 +5,12 @@ choice indices, with -1 where a block does not run. Both forms are canonical.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ Genes = NDArray[np.int8]
 Activation = Literal["relu", "relu6", "hardswish"]
 ABSENT = -1
 _NUM_GLOBAL = 4  # image size, neck width, head width, head depth
+_LARGEST = 65_536  # of any size or number of channels
+_MAX_DEPTH = 64
+_MAX_OPTIONS = 127  # int8 genes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,24 @@ class Stage:
     expand_ratios: tuple[int, ...]
     activation: Activation
     squeeze_excite: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            UserError: a field is of the wrong kind or out of range.
+        """
+        _whole(self.channels, "channels of a stage")
+        for name in ("depths", "kernel_sizes", "expand_ratios"):
+            _ascending(getattr(self, name), f"{name} of a stage")
+        _require(
+            self.depths[-1] <= _MAX_DEPTH, "depths of a stage", f"up to {_MAX_DEPTH}", self.depths
+        )
+        odd = all(kernel % 2 for kernel in self.kernel_sizes)
+        _require(odd, "kernel_sizes of a stage", "odd", self.kernel_sizes)
+        _require(self.stride in (1, 2), "stride of a stage", "1 or 2", self.stride)
+        _one_of(self.activation, get_args(Activation), "activation of a stage")
+        _require(type(self.squeeze_excite) is bool, "squeeze_excite", "a bool", self.squeeze_excite)
 
     @property
     def max_depth(self) -> int:
@@ -80,19 +102,32 @@ class SearchSpace:
     batch_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        """Check the choices a user can set; the rest comes from presets."""
-        if self.num_classes < 1:
-            raise UserError(f"a space needs at least one class, got {self.num_classes}")
-        for height, width in self.image_sizes:
-            if height % 32 or width % 32 or min(height, width) < 64:
-                raise UserError(
-                    f"image size {height}x{width} (height x width) should be multiples of 32, "
-                    "at least 64"
-                )
-        ordered = tuple(sorted(set(self.image_sizes), key=lambda size: (size[0] * size[1], size)))
-        if not ordered:
-            raise UserError("a space needs at least one image size, such as 256x320")
-        object.__setattr__(self, "image_sizes", ordered)
+        """Check every field, and put the image sizes in order.
+
+        Raises:
+            UserError: a field is of the wrong kind or out of range.
+        """
+        _require(isinstance(self.name, str), "name", "text", self.name)
+        if self.num_classes == 0:
+            raise UserError("a space needs at least one class, got 0")
+        for name in ("num_classes", "stem_channels", "box_bins"):
+            _whole(getattr(self, name), name)
+        for name in ("neck_widths", "head_widths", "head_depths"):
+            _ascending(getattr(self, name), name)
+        _one_of(self.stem_activation, get_args(Activation), "stem_activation")
+        _require(type(self.same_padding) is bool, "same_padding", "a bool", self.same_padding)
+        eps = self.batch_norm_eps
+        _require(isinstance(eps, float) and 0 < eps < 1, "batch_norm_eps", "between 0 and 1", eps)
+        strides = [
+            2 * math.prod(stage.stride for stage in self.stages[: index + 1])
+            for index in range(len(self.stages))
+        ]
+        places = self.pyramid_stages
+        fits = isinstance(places, tuple) and all(type(index) is int for index in places)
+        fits = fits and all(0 <= index < len(strides) for index in places)
+        fits = fits and [strides[index] for index in places] == [8, 16, 32] and strides[-1] == 32
+        _require(fits, "pyramid_stages", "where strides 8, 16 and 32 end (the last)", places)
+        object.__setattr__(self, "image_sizes", _ordered_sizes(self.image_sizes))
 
     # ---- identity -------------------------------------------------------------------------
 
@@ -108,14 +143,13 @@ class SearchSpace:
         Raises:
             UserError: a field is missing or unknown, or a value is of the wrong kind.
         """
+        fields = _fields_of(cls, record, "a search space")
         try:
-            fields = {key: _tuples(value) for key, value in dict(record).items()}
-            fields["stages"] = tuple(Stage(**dict(stage)) for stage in fields["stages"])
-            space = cls(**fields)
-            space.digest  # noqa: B018 - every field must have a canonical form
-        except (TypeError, KeyError, ValueError) as error:
+            fields = {key: _tuples(value) for key, value in fields.items()}
+            stages = [_fields_of(Stage, stage, "a stage") for stage in fields["stages"]]
+            return cls(**fields | {"stages": tuple(Stage(**stage) for stage in stages)})
+        except (TypeError, RecursionError) as error:
             raise UserError(f"not the record of a search space: {error}") from error
-        return space
 
     @cached_property
     def digest(self) -> str:
@@ -437,6 +471,57 @@ class SearchSpace:
 def _one_of(value: object, allowed: Sequence[object], name: str) -> None:
     if value not in allowed:
         raise UserError(f"{name} is {value!r}; this space allows {list(allowed)}")
+
+
+def _require(fits: bool, name: str, expected: str, value: object) -> None:
+    if not fits:
+        raise UserError(f"{name} should be {expected}, got {value!r}")
+
+
+def _whole(value: object, name: str) -> None:
+    fits = type(value) is int and 1 <= value <= _LARGEST
+    _require(fits, name, f"a whole number from 1 to {_LARGEST}", value)
+
+
+def _ascending(values: Any, name: str) -> None:
+    fits = isinstance(values, tuple) and 1 <= len(values) <= _MAX_OPTIONS
+    fits = fits and all(type(value) is int and 1 <= value <= _LARGEST for value in values)
+    fits = fits and all(low < high for low, high in itertools.pairwise(values))
+    _require(fits, name, "one or more ascending whole numbers from 1", values)
+
+
+def _ordered_sizes(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    pairs = isinstance(sizes, list | tuple) and all(
+        isinstance(size, list | tuple) and [type(side) for side in size] == [int, int]
+        for size in sizes
+    )
+    _require(pairs, "image_sizes", "pairs of height and width, such as (256, 320)", sizes)
+    for height, width in sizes:
+        if height % 32 or width % 32 or min(height, width) < 64 or max(height, width) > _LARGEST:
+            raise UserError(
+                f"image size {height}x{width} (height x width) should be multiples of 32, "
+                "at least 64"
+            )
+    if not 1 <= len(sizes) <= _MAX_OPTIONS:
+        raise UserError(
+            f"a space needs at least one image size, such as 256x320, and at most {_MAX_OPTIONS}; "
+            f"got {len(sizes)}"
+        )
+    unique = {(height, width) for height, width in sizes}
+    return tuple(sorted(unique, key=lambda size: (size[0] * size[1], size)))
+
+
+def _fields_of(owner: type, record: Any, what: str) -> dict[str, Any]:
+    """Return the fields of a record that has exactly those of a dataclass."""
+    if not isinstance(record, Mapping):
+        raise UserError(f"{what} should be a JSON object, got {type(record).__name__}")
+    names = {field.name for field in dataclasses.fields(owner)}
+    if set(record) != names:
+        raise UserError(
+            f"{what} has the fields {sorted(names)}; missing {sorted(names - set(record))}, "
+            f"unknown {sorted(set(record) - names)}"
+        )
+    return dict(record)
 
 
 def _lists(value: Any) -> Any:

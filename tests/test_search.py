@@ -26,8 +26,10 @@ QUICK = SearchConfig(population=32, generations=12, parents=16)
 def small_space():
     """Give a space of 2 x 2 x 1 x 2 x (6 + 36) = 336 paths, few enough to list."""
     tiny = preset("tiny", num_classes=3, image_sizes=[(64, 64), (96, 128)])
-    fixed = {"depths": (1,), "kernel_sizes": (3,), "expand_ratios": (2,)}
-    stages = [dataclasses.replace(stage, **fixed) for stage in tiny.stages]
+    stages = [
+        dataclasses.replace(stage, depths=(1,), kernel_sizes=(3,), expand_ratios=(2,))
+        for stage in tiny.stages
+    ]
     stages[2] = tiny.stages[2]
     return dataclasses.replace(tiny, stages=tuple(stages), head_widths=(32,))
 
@@ -64,7 +66,7 @@ def total(genes):
 
 
 def counted(measure):
-    rows = []
+    rows: list[bytes] = []
 
     def wrapped(genes):
         rows.extend(row.tobytes() for row in genes)
@@ -223,7 +225,7 @@ def test_macs_are_written_as_people_write_them():
     def cost(genes):
         return additive(space, 0)(genes) * 1e8
 
-    with pytest.raises(UserError, match=r"budget of 1M MACs: it reaches [\d.]+M MACs to [\d.]+M MACs"):
+    with pytest.raises(UserError, match=r"of 1M MACs: it reaches [\d.]+M MACs to [\d.]+M MACs"):
         search(space, score=total, cost=cost, budget=1e6, unit="MACs", rng=rng)
 
 
