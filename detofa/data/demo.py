@@ -49,27 +49,37 @@ def make_demo_dataset(
             f"got {seed}, {(train, val, test)}, {image_size}"
         )
     sources = _source_digits(seed)
-    first_image_id = 1
-    first_box_id = 1
+    first_image_id, first_box_id = 1, 1
     for number, (split, count) in enumerate((("train", train), ("val", val), ("test", test))):
         generator = np.random.default_rng([seed, number])
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for index in range(count):
-            pixels, boxes = _scene(sources[split], image_size, generator)
-            file_name = f"{split}_{index:05d}.jpg"
-            target = root / "images" / split / file_name
-            with files.atomic_path(target) as temporary:
-                Image.fromarray(pixels).save(temporary, format="JPEG", quality=92)
+        scenes = [_scene(sources[split], image_size, generator) for _ in range(count)]
+        num_boxes = _write_split(root, split, scenes, first_image_id, first_box_id)
+        first_image_id += count
+        first_box_id += num_boxes
+
+
+_Source = list[tuple[int, NDArray[np.float32]]]
+_Scene = tuple[NDArray[np.uint8], list[tuple[int, tuple[int, int, int, int]]]]
+_CATEGORIES = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
+
+
+def _write_split(
+    root: Path, split: str, scenes: list[_Scene], first_image_id: int, first_box_id: int
+) -> int:
+    """Write images, then the annotations that make them a split; return the number of boxes."""
+    annotation_file = root / "annotations" / f"instances_{split}.json"
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    try:
+        annotation_file.unlink(missing_ok=True)
+        folder = root / "images" / split
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, (pixels, boxes) in enumerate(scenes):
             image_id = first_image_id + index
-            images.append(
-                {
-                    "id": image_id,
-                    "file_name": file_name,
-                    "height": image_size[0],
-                    "width": image_size[1],
-                }
-            )
+            height, width = pixels.shape[:2]
+            name = f"{split}_{index:05d}.jpg"
+            Image.fromarray(pixels).save(folder / name, quality=92)
+            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
             for digit, (left, top, right, bottom) in boxes:
                 annotations.append(
                     {
@@ -81,19 +91,19 @@ def make_demo_dataset(
                         "iscrowd": 0,
                     }
                 )
-        content = {
-            "info": {"description": "Handwritten digits on textures, made by detofa", "seed": seed},
-            "images": images,
-            "annotations": annotations,
-            "categories": [{"id": digit + 1, "name": str(digit)} for digit in range(10)],
-        }
-        text = json.dumps(content, separators=(",", ":"))
-        files.write_text(root / "annotations" / f"instances_{split}.json", text)
-        first_image_id += count
-        first_box_id += len(annotations)
-
-
-_Source = list[tuple[int, NDArray[np.float32]]]
+    except OSError as error:
+        raise UserError(
+            f"cannot write the demo set to {root}: {error.strerror or error}; free some space or "
+            "choose another folder"
+        ) from error
+    content = {
+        "info": {"description": "Handwritten digits on textures, made by detofa"},
+        "images": images,
+        "annotations": annotations,
+        "categories": _CATEGORIES,
+    }
+    files.write_text(annotation_file, json.dumps(content, separators=(",", ":")))
+    return len(annotations)
 
 
 def _source_digits(seed: int) -> dict[str, _Source]:
@@ -117,9 +127,7 @@ def _source_digits(seed: int) -> dict[str, _Source]:
     return sources
 
 
-def _scene(
-    source: _Source, image_size: tuple[int, int], generator: np.random.Generator
-) -> tuple[NDArray[np.uint8], list[tuple[int, tuple[int, int, int, int]]]]:
+def _scene(source: _Source, image_size: tuple[int, int], generator: np.random.Generator) -> _Scene:
     """Draw one image; boxes are whole pixels, xyxy."""
     canvas = _background(image_size, generator)
     boxes: list[tuple[int, tuple[int, int, int, int]]] = []

@@ -90,3 +90,9 @@ def test_wrong_arguments_are_refused(tmp_path, change):
     with pytest.raises(UserError, match="the demo set needs"):
         make_demo_dataset(tmp_path / "set", **change)
     assert not (tmp_path / "set").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_a_plain_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write the demo set"):
+        make_demo_dataset(tmp_path / "file", train=1, val=1, test=1)
