@@ -1,10 +1,11 @@
 """subnet.json: one chosen detector, described well enough to run it on any machine."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from detofa.arch import Arch
 from detofa.errors import UserError
@@ -14,6 +15,7 @@ from detofa.space import SearchSpace
 
 KIND = "subnet"
 _REMAKE = "`detofa search`"
+_SOURCES = ("predicted", "measured", "exact")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +37,23 @@ class PostProcessing:
     max_detections: int = 100
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check kinds and ranges.
+
+        Raises:
+            UserError: a field is of the wrong kind or out of range.
+        """
         for name in ("score_threshold", "nms_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} should be from 0 to 1, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 <= value <= 1):
+                raise UserError(f"{name} should be a number from 0 to 1, got {value!r}")
         for name in ("top_k", "max_detections"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} should be at least 1, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise UserError(f"{name} should be a whole number, at least 1, got {value!r}")
+        if type(self.class_aware_nms) is not bool:
+            raise UserError(
+                f"class_aware_nms should be true or false, got {self.class_aware_nms!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +75,28 @@ class Figure:
     conditions: Mapping[str, Any] = field(default_factory=dict)
     low: float | None = None
     high: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check kinds.
+
+        Raises:
+            UserError: a field is of the wrong kind, or a number is not finite.
+        """
+        if not _is_number(self.value):
+            raise UserError(f"the value of a figure should be a finite number, got {self.value!r}")
+        for name in ("low", "high"):
+            edge = getattr(self, name)
+            if not (edge is None or _is_number(edge)):
+                raise UserError(f"{name} of a figure should be a finite number, got {edge!r}")
+        if not isinstance(self.unit, str):
+            raise UserError(f"the unit of a figure should be text, got {self.unit!r}")
+        if self.source not in _SOURCES:
+            raise UserError(
+                f"the source of a figure should be one of {', '.join(_SOURCES)}, "
+                f"got {self.source!r}"
+            )
+        if not isinstance(self.conditions, Mapping):
+            raise UserError(f"the conditions of a figure should be named, got {self.conditions!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +133,33 @@ class Subnet:
     table_sha256: str | None
     command: str
 
+    def __post_init__(self) -> None:
+        """Check kinds, and that classes and weights fit.
+
+        Raises:
+            UserError: a field is of the wrong kind, the arch is outside the space, or there are
+                not as many categories as classes; names the field.
+        """
+        self.space.check(self.arch)
+        for name in ("weights_file", "weights_sha256", "supernet_sha256", "command"):
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"{name} should be text, got {getattr(self, name)!r}")
+        for name in ("device", "table_sha256"):
+            if not isinstance(getattr(self, name), str | None):
+                raise UserError(f"{name} should be text or null, got {getattr(self, name)!r}")
+        if not isinstance(self.recalibration, Mapping):
+            raise UserError(f"recalibration should be named values, got {self.recalibration!r}")
+        if Path(self.weights_file).name != self.weights_file or self.weights_file in ("", ".."):
+            raise UserError(
+                f"weights_file should be a name in the same folder, got {self.weights_file!r}"
+            )
+        numbers = [number for number, _ in self.categories]
+        if len(numbers) != self.space.num_classes or len(set(numbers)) != len(numbers):
+            raise UserError(
+                f"categories should be {self.space.num_classes}, one for each class of the space, "
+                f"each with its own id; got {len(numbers)} with the ids {sorted(set(numbers))}"
+            )
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Return the names of the classes in label order."""
@@ -126,46 +187,26 @@ class Subnet:
             UserError: a field is missing, unknown or of the wrong kind, the space was edited, or
                 the arch is outside it; names the field.
         """
-        names = set(cls.__dataclass_fields__) | {"space_sha256"}
-        found = set(record) - {"schema", "kind"}
-        if found != names:
-            raise UserError(
-                f"missing fields {sorted(names - found)}, unknown fields {sorted(found - names)}; "
-                f"make it again with {_REMAKE}"
-            )
+        names = {*cls.__dataclass_fields__, "space_sha256"}
+        record = _exactly(record, names, "subnet.json", besides={"schema", "kind"})
         space = SearchSpace.from_json(record["space"])
-        if space.digest != record["space_sha256"]:
+        if space.digest != record.pop("space_sha256"):
             raise UserError(
-                f"its space has hash {space.digest[:12]} but it was written for "
-                f"{str(record['space_sha256'])[:12]}: the space was edited; make the file again "
-                f"with {_REMAKE}"
+                f"space_sha256 is not the hash of its space, {space.digest[:12]}: the space was "
+                f"edited; make the file again with {_REMAKE}"
             )
-        arch = Arch.from_json(record["arch"])
-        space.check(arch)
         try:
-            fields = {name: record[name] for name in cls.__dataclass_fields__}
-            fields |= {
+            parts = {
                 "space": space,
-                "arch": arch,
+                "arch": Arch.from_json(record["arch"]),
                 "preprocessing": Preprocessing.from_json(record["preprocessing"]),
-                "postprocessing": PostProcessing(**record["postprocessing"]),
-                "categories": tuple(
-                    (int(item["id"]), str(item["name"])) for item in record["categories"]
-                ),
-                "figures": {name: Figure(**value) for name, value in record["figures"].items()},
+                "postprocessing": _read(PostProcessing, record["postprocessing"]),
+                "categories": _categories(record["categories"]),
+                "figures": _figures(record["figures"]),
             }
-            subnet = cls(**fields)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, OverflowError, RecursionError) as error:
             raise UserError(f"a field is of the wrong kind: {error}") from error
-        if len(subnet.categories) != space.num_classes:
-            raise UserError(
-                f"{len(subnet.categories)} categories for a space of {space.num_classes} classes"
-            )
-        if Path(subnet.weights_file).name != subnet.weights_file:
-            raise UserError(
-                f"weights_file should be a name in the same folder, got {subnet.weights_file!r}"
-            )
-        return subnet
+        return cls(**record | parts)
 
     def save(self, path: Path) -> None:
         """Write subnet.json atomically; its weights must already lie beside it."""
@@ -197,3 +238,46 @@ class Subnet:
                 f"{_REMAKE}"
             )
         return subnet
+
+
+_Record = TypeVar("_Record", PostProcessing, Figure)
+
+
+def _exactly(
+    record: Any, names: set[str], what: str, *, besides: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """Return a record that has exactly the fields named, without those it may have besides."""
+    if not isinstance(record, Mapping):
+        raise UserError(f"{what} should be a JSON object, got {record!r}")
+    found = set(record) - besides
+    if found != names:
+        raise UserError(
+            f"{what} has missing fields {sorted(names - found)}, unknown fields "
+            f"{sorted(found - names)}; make the file again with {_REMAKE}"
+        )
+    return {name: record[name] for name in names}
+
+
+def _read(owner: type[_Record], record: Any) -> _Record:
+    names = {field.name for field in dataclasses.fields(owner)}
+    return owner(**_exactly(record, names, owner.__name__.lower()))
+
+
+def _figures(record: Any) -> dict[str, Figure]:
+    if not isinstance(record, Mapping):
+        raise UserError(f"figures should be named, got {record!r}")
+    return {name: _read(Figure, value) for name, value in record.items()}
+
+
+def _categories(record: Any) -> tuple[tuple[int, str], ...]:
+    if not isinstance(record, list):
+        raise UserError(f"categories should be a list, got {record!r}")
+    items = [_exactly(item, {"id", "name"}, "a category") for item in record]
+    for item in items:
+        if type(item["id"]) is not int or not isinstance(item["name"], str):
+            raise UserError(f"a category should have a whole id and a name, got {item!r}")
+    return tuple((item["id"], item["name"]) for item in items)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
