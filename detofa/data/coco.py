@@ -55,18 +55,19 @@ def find_splits(root: Path) -> dict[str | None, Path] | None:
     return chosen
 
 
-def read_annotations(root: Path, split: str | None) -> Annotations:
+def read_annotations(
+    root: Path, splits: Mapping[str | None, Path], split: str | None
+) -> Annotations:
     """Read one annotation file.
 
     Args:
         root: The data set's folder.
-        split: A key of `find_splits`.
+        splits: What `find_splits` found.
+        split: One of its keys.
 
     Raises:
         UserError: the file is not COCO's object detection format.
     """
-    splits = find_splits(root)
-    assert splits is not None
     source = splits[split]
     content = _read_json(source)
     categories = _categories(content, source)
@@ -75,7 +76,7 @@ def read_annotations(root: Path, split: str | None) -> Annotations:
     for record in content["annotations"]:
         try:
             image_id, item = _object(record)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"annotation {_identify(record)} is not in COCO's form ({error!r})"
             faults.append(Fault(file=source, reason=reason, severity="error"))
         else:
@@ -85,7 +86,7 @@ def read_annotations(root: Path, split: str | None) -> Annotations:
     for record in content["images"]:
         try:
             image = _image(record, objects, finder, source)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"image {_identify(record)} is not in COCO's form ({error!r})"
             faults.append(Fault(file=source, reason=reason, severity="error"))
             continue
@@ -156,7 +157,7 @@ def _categories(content: Mapping[str, Any], source: Path) -> tuple[Category, ...
     records = content["categories"]
     try:
         categories = [Category(id=int(c["id"]), name=str(c["name"])) for c in records]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"{source}: each category needs an id (a number) and a name") from None
     ids = [category.id for category in categories]
     if len(set(ids)) < len(ids):

@@ -1,11 +1,11 @@
 """Load a data set of any layout: look, read, check, and say what was found."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -79,10 +79,7 @@ def find_layout(root: Path) -> Layout:
     Raises:
         UserError: no such folder, or none of the layouts is in it.
     """
-    layout = _layout_in(root) if root.is_dir() else None
-    if layout is None:
-        raise UserError(_nothing_found(root))
-    return layout
+    return _look(root).layout
 
 
 def available_splits(root: Path) -> tuple[str, ...]:
@@ -94,11 +91,7 @@ def available_splits(root: Path) -> tuple[str, ...]:
     Raises:
         UserError: as `find_layout`.
     """
-    own = own_splits(root)
-    if len(own) < 2 and (root / SPLITS_FILE).exists():
-        named = read_splits(root)
-        return tuple(split for split in SPLITS if named.get(split))
-    return own
+    return _available(root, _look(root).own_splits)
 
 
 def load_dataset(
@@ -120,8 +113,8 @@ def load_dataset(
     Raises:
         UserError: nothing found, no such split, other categories, or (unless skip_bad) faults.
     """
-    layout = find_layout(root)
-    annotations, name = _read_split(root, layout, split)
+    found = _look(root)
+    annotations, name = _read_split(root, found, split)
     chosen = annotations.categories
     if categories is not None:
         chosen = _agreed(annotations, categories, root, name)
@@ -144,7 +137,12 @@ def load_dataset(
     if not images:
         raise UserError(f"{root}, split {name}: no image can be used; `detofa data check {root}`")
     dataset = DetectionDataset(
-        root=root, layout=layout, split=name, categories=chosen, images=tuple(images), faults=()
+        root=root,
+        layout=found.layout,
+        split=name,
+        categories=chosen,
+        images=tuple(images),
+        faults=(),
     )
     empty = [c.name for c, n in zip(chosen, dataset.boxes_per_class(), strict=True) if n == 0]
     if empty:
@@ -152,7 +150,7 @@ def load_dataset(
         faults.append(Fault(file=root, reason=reason, severity="warning"))
     return DetectionDataset(
         root=root,
-        layout=layout,
+        layout=found.layout,
         split=name,
         categories=chosen,
         images=tuple(images),
@@ -162,8 +160,7 @@ def load_dataset(
 
 def own_splits(root: Path) -> tuple[str, ...]:
     """Return the splits that the layout itself has, those of `detofa data split` left out."""
-    found = _READERS[find_layout(root)].find_splits(root)
-    return tuple(split for split in SPLITS if split in found)
+    return _look(root).own_splits
 
 
 def image_name(root: Path, path: Path) -> str:
@@ -188,27 +185,57 @@ def read_splits(root: Path) -> dict[str, list[str]]:
     return splits
 
 
-def _layout_in(root: Path) -> Layout | None:
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """The layout of a folder, and what its reader found for each split."""
+
+    layout: Layout
+    splits: Mapping[str | None, Any]
+
+    @property
+    def own_splits(self) -> tuple[str, ...]:
+        return tuple(split for split in SPLITS if split in self.splits)
+
+    def read(self, root: Path, split: str | None) -> Annotations:
+        annotations: Annotations = _READERS[self.layout].read_annotations(root, self.splits, split)
+        return annotations
+
+
+def _look(root: Path) -> _Found:
+    found = _look_inside(root) if root.is_dir() else None
+    if found is None:
+        raise UserError(_nothing_found(root))
+    return found
+
+
+def _look_inside(root: Path) -> _Found | None:
     for layout, reader in _READERS.items():
-        if reader.find_splits(root) is not None:
-            return layout
+        splits = reader.find_splits(root)
+        if splits is not None:
+            return _Found(layout=layout, splits=splits)
     return None
 
 
-def _read_split(root: Path, layout: Layout, split: str) -> tuple[Annotations, str]:
+def _available(root: Path, own: tuple[str, ...]) -> tuple[str, ...]:
+    if len(own) < 2 and (root / SPLITS_FILE).exists():
+        named = read_splits(root)
+        return tuple(split for split in SPLITS if named.get(split))
+    return own
+
+
+def _read_split(root: Path, found: _Found, split: str) -> tuple[Annotations, str]:
     """Return the annotations of a split, and the split's canonical name."""
-    reader = _READERS[layout]
     name = WHOLE if split == WHOLE else canonical_split(split)
-    own = own_splits(root)
-    splits = available_splits(root)
+    own = found.own_splits
+    splits = _available(root, own)
     base = own[0] if own else None
     if name == WHOLE and len(own) < 2:
-        return reader.read_annotations(root, base), WHOLE
+        return found.read(root, base), WHOLE
     if name not in splits:
         raise UserError(_no_split(root, split, splits, own))
     if len(own) >= 2 or not (root / SPLITS_FILE).exists():
-        return reader.read_annotations(root, name), name
-    annotations: Annotations = reader.read_annotations(root, base)
+        return found.read(root, name), name
+    annotations = found.read(root, base)
     wanted = set(read_splits(root)[name])
     images = tuple(i for i in annotations.images if image_name(root, i.path) in wanted)
     missing = wanted - {image_name(root, image.path) for image in images}
@@ -295,9 +322,12 @@ def _nothing_found(root: Path) -> str:
     if not root.is_dir():
         return f"{root} is a file; give the folder that holds the data set"
     for folder in subfolders(root):
-        layout = _layout_in(folder)
-        if layout is not None:
-            return f"{root} is not a data set, but {folder} is (layout {layout}); give that folder"
+        inside = _look_inside(folder)
+        if inside is not None:
+            return (
+                f"{root} is not a data set, but {folder} is (layout {inside.layout}); give that "
+                "folder"
+            )
     every = sorted(p for p in root.iterdir() if not p.name.startswith("."))
     if not every:
         found = "it is empty"

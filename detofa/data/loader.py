@@ -138,13 +138,14 @@ class TrainingBatches:
 
     def _sample(self, position: int, image_size: tuple[int, int]) -> Sample:
         generator = self._generator(_SAMPLE, position)
+        fill = self.preprocessing.fill
         epoch, place = divmod(position, self._epoch_size)
         chosen = self._annotated(int(self._order(epoch)[place]))
         if generator.random() < self.augmentation.mosaic:
             others = generator.integers(len(self.dataset.images), size=3)
             four = [chosen, *(self._annotated(int(index)) for index in others)]
-            return mosaic_sample(four, image_size, self.augmentation, generator)
-        return training_sample(*chosen, image_size, self.augmentation, generator)
+            return mosaic_sample(four, image_size, self.augmentation, generator, fill)
+        return training_sample(*chosen, image_size, self.augmentation, generator, fill)
 
     def _annotated(self, index: int) -> Sample:
         record = self.dataset.images[index]

@@ -157,6 +157,18 @@ def images_in(folder: Path) -> Iterator[Path]:
                 yield path
 
 
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} as text: {error}") from None
+
+
 def first_names(names: Iterable[object], limit: int = 5) -> str:
     """Join the first few names for a message: `a, b, c and 12 more`."""
     texts = [str(name) for name in names]

@@ -43,7 +43,6 @@ class Augmentation:
         contrast: Largest relative change of contrast.
         saturation: Largest relative change of saturation.
         hue: Largest turn of hue, as a fraction of the full circle.
-        fill: Value of the margin, 0 to 255; as the preprocessing's.
     """
 
     horizontal_flip: float = 0.5
@@ -56,7 +55,6 @@ class Augmentation:
     contrast: float = 0.2
     saturation: float = 0.3
     hue: float = 0.015
-    fill: int = 114
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -68,7 +66,6 @@ class Augmentation:
             _check_range(name, getattr(self, name), 0.0, 1.0)
         _check_range("saturation", self.saturation, 0.0, 1.0)
         _check_range("hue", self.hue, 0.0, 0.5)
-        _check_range("fill", self.fill, 0, 255)
         _check_range("aspect", self.aspect, 1.0, 4.0)
         _check_range("min_scale", self.min_scale, 0.1, 10.0)
         _check_range("max_scale", self.max_scale, self.min_scale, 10.0)
@@ -84,7 +81,7 @@ NO_AUGMENTATION = Augmentation(
     saturation=0.0,
     hue=0.0,
 )
-"""Leaves images as they are, letterboxed."""
+"""Only letterboxes images, with the margin divided at random."""
 
 
 class Sample(NamedTuple):
@@ -108,6 +105,7 @@ def training_sample(
     image_size: tuple[int, int],
     augmentation: Augmentation,
     generator: np.random.Generator,
+    fill: int = 114,
 ) -> Sample:
     """Vary one image and bring it to the input's size.
 
@@ -120,11 +118,12 @@ def training_sample(
         image_size: (height, width) of the result.
         augmentation: The settings; mosaic is not done here, see `mosaic_sample`.
         generator: Source of randomness.
+        fill: Value of the margin, 0 to 255; the preprocessing's.
 
     Returns:
         The new image of `image_size`, and the boxes left in it, in its pixels.
     """
-    sample = _placed(Sample(image, boxes_xyxy, labels), image_size, augmentation, generator)
+    sample = _placed(Sample(image, boxes_xyxy, labels), image_size, augmentation, generator, fill)
     return sample._replace(image=_recoloured(sample.image, augmentation, generator))
 
 
@@ -133,6 +132,7 @@ def mosaic_sample(
     image_size: tuple[int, int],
     augmentation: Augmentation,
     generator: np.random.Generator,
+    fill: int = 114,
 ) -> Sample:
     """Make one picture of four, which meet at a random point near the middle.
 
@@ -141,6 +141,7 @@ def mosaic_sample(
         image_size: (height, width) of the result.
         augmentation: Applied to each of the four; colours change as a whole.
         generator: Source of randomness.
+        fill: Value of the margin, 0 to 255; the preprocessing's.
     """
     assert len(samples) == 4, len(samples)
     height, width = image_size
@@ -151,7 +152,7 @@ def mosaic_sample(
     corners = ((0, 0), (0, middle_x), (middle_y, 0), (middle_y, middle_x))
     for sample, (top, left) in zip(samples, corners, strict=True):
         bottom, right = (height if top else middle_y), (width if left else middle_x)
-        part = _placed(sample, (bottom - top, right - left), augmentation, generator)
+        part = _placed(sample, (bottom - top, right - left), augmentation, generator, fill)
         canvas[top:bottom, left:right] = part.image
         boxes.append(part.boxes_xyxy + np.array([left, top, left, top], np.float32))
         labels.append(part.labels)
@@ -164,6 +165,7 @@ def _placed(
     image_size: tuple[int, int],
     augmentation: Augmentation,
     generator: np.random.Generator,
+    fill: int,
 ) -> Sample:
     """Flip, zoom, stretch and shift an image into a canvas of `image_size`."""
     height, width = sample.image.shape[:2]
@@ -191,7 +193,7 @@ def _placed(
         content = F.horizontal_flip(content)
     if flip_y:
         content = F.vertical_flip(content)
-    canvas = np.full((*image_size, 3), augmentation.fill, np.uint8)
+    canvas = np.full((*image_size, 3), fill, np.uint8)
     target_top = rows.mirrored_start(image_size[0]) if flip_y else rows.target_start
     target_left = columns.mirrored_start(image_size[1]) if flip_x else columns.target_start
     canvas[

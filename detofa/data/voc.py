@@ -4,6 +4,7 @@ Coordinates are taken as they stand: xmin, ymin, xmax, ymax are the edges of the
 Objects marked difficult are ordinary boxes here.
 """
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
@@ -16,6 +17,7 @@ from detofa.data.records import (
     Fault,
     canonical_split,
     images_in,
+    read_lines,
     subfolders,
 )
 from detofa.errors import UserError
@@ -52,17 +54,21 @@ def find_splits(root: Path) -> dict[str | None, tuple[Path, ...]] | None:
     return {split: found[split] for split in SPLITS if split in found} or None
 
 
-def read_annotations(root: Path, split: str | None) -> Annotations:
+def read_annotations(
+    root: Path, splits: Mapping[str | None, tuple[Path, ...]], split: str | None
+) -> Annotations:
     """Read the annotation files of one split.
 
     VOC has no category ids: the names found in all splits get 1, 2, ... in alphabetical order.
 
     Args:
         root: The data set's folder.
-        split: A key of `find_splits`.
+        splits: What `find_splits` found.
+        split: One of its keys.
+
+    Raises:
+        UserError: no object has a name.
     """
-    splits = find_splits(root)
-    assert splits is not None
     wanted = set(splits[split])
     every_file = sorted({path for paths in splits.values() for path in paths})
     faults: list[Fault] = []
@@ -111,12 +117,8 @@ def _annotation_folder(root: Path) -> Path | None:
 
 
 def _listed(path: Path, annotations: Path) -> tuple[Path, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the split list {path}: {error}") from None
     files = []
-    for line in lines:
+    for line in read_lines(path):
         name = line.strip()
         if name:
             whole = annotations / f"{name}.xml"

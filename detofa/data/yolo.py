@@ -1,5 +1,6 @@
 """YOLO layout: data.yaml with the names and the folders, one text file of boxes per image."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from detofa.data.records import (
     Fault,
     canonical_split,
     images_in,
+    read_lines,
     subfolders,
 )
 from detofa.errors import UserError
@@ -56,7 +58,9 @@ def find_splits(root: Path) -> dict[str | None, tuple[Path, ...]] | None:
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def read_annotations(root: Path, split: str | None) -> Annotations:
+def read_annotations(
+    root: Path, splits: Mapping[str | None, tuple[Path, ...]], split: str | None
+) -> Annotations:
     """Read the labels of one split's images.
 
     An image without a label file has no boxes. A row with more than five values is a polygon,
@@ -64,13 +68,12 @@ def read_annotations(root: Path, split: str | None) -> Annotations:
 
     Args:
         root: The data set's folder.
-        split: A key of `find_splits`.
+        splits: What `find_splits` found.
+        split: One of its keys.
 
     Raises:
         UserError: no class names.
     """
-    splits = find_splits(root)
-    assert splits is not None
     categories = _categories(root)
     every_image = sorted({path for paths in splits.values() for path in paths})
     image_ids = {path: number for number, path in enumerate(every_image, start=1)}
@@ -129,7 +132,7 @@ def _images_at(value: Any, content: dict[str, Any], settings: Path, key: str) ->
     for entry in value if isinstance(value, list) else [value]:
         path = _resolve(str(entry), content, settings, key)
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in read_lines(path):
                 if line.strip():
                     images.append((path.parent / line.strip().replace("\\", "/")).resolve())
         else:
@@ -163,7 +166,7 @@ def _categories(root: Path) -> tuple[Category, ...]:
     else:
         for path in (root / "classes.txt", root / "labels" / "classes.txt"):
             if path.is_file():
-                names = [line.strip() for line in path.read_text("utf-8").splitlines()]
+                names = [line.strip() for line in read_lines(path)]
                 names = [name for name in names if name]
                 break
     if isinstance(names, list):

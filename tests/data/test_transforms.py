@@ -22,7 +22,6 @@ GEOMETRY_ONLY = dataclasses.replace(
     min_scale=0.4,
     max_scale=1.8,
     aspect=1.3,
-    fill=0,
 )
 
 
@@ -49,7 +48,9 @@ def test_without_augmentation_it_is_a_letterbox_at_the_edge_of_its_play():
     width=st.integers(2, 8).map(lambda n: 32 * n),
 )
 def test_boxes_follow_their_pixels(seed, height, width):
-    sample = training_sample(*_scene(), (height, width), GEOMETRY_ONLY, np.random.default_rng(seed))
+    sample = training_sample(
+        *_scene(), (height, width), GEOMETRY_ONLY, np.random.default_rng(seed), fill=0
+    )
     assert sample.image.shape == (height, width, 3)
     for (left, top, right, bottom), label in zip(sample.boxes_xyxy, sample.labels, strict=True):
         assert 0 <= left < right <= width
@@ -134,8 +135,7 @@ def test_a_mosaic_holds_four_images_and_their_boxes():
         image = np.full((60, 100, 3), value, np.uint8)
         box = np.array([[0, 0, 100, 60]], np.float32)
         four.append(Sample(image, box, np.array([value])))
-    whole = dataclasses.replace(NO_AUGMENTATION, min_scale=1.0, fill=0)
-    sample = mosaic_sample(four, (128, 160), whole, np.random.default_rng(0))
+    sample = mosaic_sample(four, (128, 160), NO_AUGMENTATION, np.random.default_rng(0))
     assert sample.labels.tolist() == [60, 120, 180, 240]
     for (left, top, right, bottom), label in zip(sample.boxes_xyxy, sample.labels, strict=True):
         part = sample.image[int(top) : int(bottom), int(left) : int(right)]
@@ -153,7 +153,6 @@ def test_a_mosaic_holds_four_images_and_their_boxes():
         {"min_scale": 2.0, "max_scale": 1.0},
         {"hue": 0.6},
         {"aspect": 0.5},
-        {"fill": 300},
     ],
 )
 def test_settings_out_of_range_are_refused(change):
