@@ -14,11 +14,10 @@ from detofa.errors import UserError
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-_FLAGS = (  # what inference kernels are chosen by: x86, then Arm
-    ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
-    + ("avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16")
-    + ("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2")
-)
+# What inference kernels are chosen by, on x86 and Arm.
+_FLAGS = {"avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl"}
+_FLAGS |= {"avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"}
+_FLAGS |= {"asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,7 @@ def this_cpu() -> Device:
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     details = {
         "architecture": platform.machine(),
-        "flags": [flag for flag in _FLAGS if flag in flags],
+        "flags": sorted(_FLAGS & flags),
         "cores": os.cpu_count(),
         "usable_cores": usable,
         "governor": _governor(),
@@ -94,11 +93,10 @@ def find_device(name: str, devices: Sequence[Device] | None = None) -> Device:
         UserError: no device of that name is here, or several different ones are.
     """
     here = devices_here() if devices is None else devices
-    words = _words(name)
-    if words == ["cpu"]:
+    if _words(name) == ["cpu"]:
         found = [device for device in here if device.kind == "cpu"]
     else:
-        found = [device for device in here if _holds(_words(device.name), words)]
+        found = [device for device in here if holds_words(device.name, name)]
     names = ", ".join(f"{device.name} ({device.kind})" for device in here)
     if not found:
         raise UserError(
@@ -110,6 +108,17 @@ def find_device(name: str, devices: Sequence[Device] | None = None) -> Device:
         several = ", ".join(device.name for device in found)
         raise UserError(f"{name!r} fits {several}; give more of the name of the one you mean")
     return found[0]
+
+
+def holds_words(text: str, wanted: str) -> bool:
+    """Return whether the words of `wanted` stand in `text` together, whole, in any case."""
+    words, run = _words(text), _words(wanted)
+    starts = range(len(words) - len(run) + 1)
+    return bool(run) and any(words[start : start + len(run)] == run for start in starts)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
 
 
 def runtime_version() -> str:
@@ -124,17 +133,6 @@ def runtime_version() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     raise UserError("ONNX Runtime is not installed; install it with: pip install 'detofa[onnx]'")
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
-
-
-def _holds(words: list[str], wanted: list[str]) -> bool:
-    """Return whether `wanted` stands in `words` as a run of whole words."""
-    count = len(wanted)
-    starts = range(len(words) - count + 1)
-    return count > 0 and any(words[start : start + count] == wanted for start in starts)
 
 
 def _cpu_info() -> dict[str, str]:

@@ -17,7 +17,6 @@ from detofa.profiling.cost import (
     macs_cost,
     num_params_cost,
 )
-from detofa.space import SearchSpace
 
 SPACES = {name: preset(name, num_classes=3) for name in PRESETS}
 

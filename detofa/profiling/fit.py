@@ -1,0 +1,182 @@
+"""Fit what blocks cost inside whole detectors, starting from what they cost alone.
+
+The cost of block j is its isolated time times 1 + effects: one shared by all blocks, ones shared
+by blocks of the same place, kernel or width, and its own. Effects have Gaussian priors at zero, so
+a block that no measured detector holds keeps its isolated time times what it shares with others.
+The widths of the priors maximise the marginal likelihood of the measured detectors.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from detofa.blocks import Block, MBConv, NeckHead
+
+Floats = NDArray[np.float64]
+
+_SMALLEST_FACTOR = 0.05  # costs stay positive
+_START = {"common": 0.2, "shared": 0.1, "own": 0.05, "noise": 0.02}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Fitted costs.
+
+    Attributes:
+        block_ms: What each block costs inside a detector, by its key; all above zero.
+        residuals: (N,) relative errors, predicted over measured minus 1, of each measured
+            detector when it is left out of the fit.
+        widths: Standard deviations found for common, shared and own effects and for the noise,
+            all relative.
+    """
+
+    block_ms: Mapping[str, float]
+    residuals: Floats
+    widths: Mapping[str, float]
+
+
+def fit_block_costs(
+    blocks: Mapping[str, Block],
+    isolated_ms: Mapping[str, float],
+    detectors: Sequence[Sequence[str]],
+    measured_ms: Floats,
+    *,
+    widths: Mapping[str, float] | None = None,
+) -> Fit:
+    """Fit the cost of every block to times of whole detectors.
+
+    Args:
+        blocks: Every block of a space, by its key.
+        isolated_ms: The time of each block alone, by its key.
+        detectors: The keys of each measured detector's blocks.
+        measured_ms: (N,) time of each.
+        widths: As an earlier `Fit.widths`; found from the measurements if not given.
+    """
+    prior = np.array([isolated_ms[key] for key in blocks])
+    counts = np.array([[keys.count(key) for key in blocks] for keys in map(list, detectors)])
+    shares = counts * prior / measured_ms[:, None]  # of measured times, at isolated costs
+    target = 1 - shares.sum(axis=1)
+    effects = [np.ones((len(blocks), 1)), _shared(blocks), np.eye(len(blocks))]
+    covariances = [shares @ effect @ effect.T @ shares.T for effect in effects]
+    covariances.append(np.eye(len(target)))  # of the noise
+    if widths is None:
+        widths = dict(zip(_START, _likely_widths(covariances, target).tolist(), strict=True))
+    squares = np.array([widths[name] ** 2 for name in _START])
+    inverse = np.linalg.inv(_combine(covariances, squares))
+    weights = inverse @ target
+    factors = np.ones(len(blocks))
+    for square, effect in zip(squares[:-1], effects, strict=True):
+        factors += square * (effect @ (effect.T @ (shares.T @ weights)))
+    costs = prior * np.maximum(factors, _SMALLEST_FACTOR)
+    return Fit(
+        block_ms=dict(zip(blocks, costs.tolist(), strict=True)),
+        residuals=-weights / np.diag(inverse),  # leave-one-out, in closed form
+        widths=widths,
+    )
+
+
+def _likely_widths(covariances: Sequence[Floats], target: Floats) -> Floats:
+    """Return the standard deviations that make `target` likeliest, with a weak prior on them."""
+    start = np.log(list(_START.values()))
+
+    def cost(log_widths: Floats) -> float:
+        covariance = _combine(covariances, np.exp(2 * log_widths))
+        prior = np.sum((log_widths - start) ** 2) / 4  # a factor of 4 either way
+        log_determinant = np.linalg.slogdet(covariance)[1]
+        return float(log_determinant + target @ np.linalg.solve(covariance, target) + prior)
+
+    found = minimize(cost, start, method="Nelder-Mead", bounds=[(np.log(1e-4), 0)] * len(start))
+    widths: Floats = np.exp(found.x)
+    return widths
+
+
+def _combine(covariances: Sequence[Floats], squares: Floats) -> Floats:
+    return np.tensordot(squares, np.stack(covariances), 1)
+
+
+def _shared(blocks: Mapping[str, Block]) -> Floats:
+    """Return (blocks, effects) ones where a block has an effect in common with others."""
+    names = [_shared_names(block) for block in blocks.values()]
+    columns = {name: column for column, name in enumerate(sorted(set().union(*names)))}
+    shared = np.zeros((len(blocks), len(columns)))
+    for row, present in enumerate(names):
+        shared[row, [columns[name] for name in present]] = 1
+    return shared
+
+
+def _shared_names(block: Block) -> set[str]:
+    size = f"{block.height}x{block.width}"
+    if isinstance(block, MBConv):
+        place = f"stage {block.stage} residual {block.residual}"
+        ratio = round(block.mid_channels / block.in_channels)
+        return {place, f"{place} {size}", f"kernel {block.kernel_size}", f"expand {ratio}"}
+    if isinstance(block, NeckHead):
+        return {
+            "neck-head",
+            f"neck-head {size}",
+            f"neck {block.neck_width}",
+            f"head {block.head_width}",
+            f"depth {block.head_depth}",
+        }
+    return {"stem", f"stem {size}"}
+
+
+def prediction_errors(predicted_ms: Floats, measured_ms: Floats) -> dict[str, float]:
+    """Say how good predictions of (N,) detectors are, N at least 2.
+
+    Returns:
+        `count`; relative errors `mape` (mean), `bias` (signed mean) and `worst`; the part of
+        detectors `within_5_percent`; and the rank correlation `kendall_tau`.
+    """
+    errors = predicted_ms / measured_ms - 1
+    rows, columns = np.triu_indices(len(errors), 1)
+    agree = np.sign(predicted_ms[rows] - predicted_ms[columns])
+    agree *= np.sign(measured_ms[rows] - measured_ms[columns])
+    return {
+        "count": len(errors),
+        "mape": float(np.abs(errors).mean()),
+        "bias": float(errors.mean()),
+        "worst": float(np.abs(errors).max()),
+        "within_5_percent": float((np.abs(errors) <= 0.05).mean()),
+        "kendall_tau": float(agree.mean()),
+    }
+
+
+def interval_half_width(residuals: Floats, coverage: float = 0.95) -> float:
+    """Return a relative error that a further detector stays below with probability `coverage`.
+
+    Args:
+        residuals: (N,) relative errors of detectors that the fit did not see.
+        coverage: The probability; for few residuals the largest one is the best to be had.
+
+    Source: split conformal prediction, arXiv 1604.04173.
+    """
+    ordered = np.sort(np.abs(residuals))
+    rank = int(np.ceil((len(ordered) + 1) * coverage))
+    return float(ordered[min(rank, len(ordered)) - 1])
+
+
+def noise_floor(samples_ms: Sequence[Floats], runs_per_visit: int) -> float | None:
+    """Return how far one pass is from the others: what no prediction can better.
+
+    Args:
+        samples_ms: Per model (passes * runs_per_visit,) samples, as `measure_interleaved` gives.
+        runs_per_visit: Samples of each pass.
+
+    Returns:
+        The mean relative error of the medians of one pass against those of all other passes,
+        the drift that all models share removed; None for a single pass.
+    """
+    samples = np.stack(samples_ms).reshape(len(samples_ms), -1, runs_per_visit)
+    passes = samples.shape[1]
+    if passes < 2:
+        return None
+    errors = []
+    for index in range(passes):
+        others = np.delete(samples, index, axis=1).reshape(len(samples), -1)
+        ratios = np.median(samples[:, index], axis=1) / np.median(others, axis=1)
+        errors.append(np.abs(ratios / np.median(ratios) - 1).mean())
+    return float(np.mean(errors))

@@ -1,0 +1,225 @@
+"""LatencyTable: what a search space costs on one device; predicts the latency of any arch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detofa.errors import UserError
+from detofa.files import read_json, sha256_json, write_json
+from detofa.profiling.cost import AdditiveCost, all_blocks
+from detofa.profiling.device import Device, find_device, holds_words, this_cpu
+from detofa.space import Genes, SearchSpace
+
+KIND = "latency_table"
+REMAKE = "`detofa profile`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyTable:
+    """Measured latencies of one search space on one device, and what predicts further ones.
+
+    Attributes:
+        device: What was measured.
+        runtime: What ran the models.
+        runtime_version: Its version.
+        precision: Number format of weights and activations.
+        batch: Images at once.
+        threads: Threads inside an operator.
+        method: How it was timed: clock, passes, runs per visit, seconds.
+        noise_floor: Relative error of one pass of measuring against the others; None if there
+            was only one.
+        entries: Per block key, the block measured alone: p50_ms, p90_ms, p99_ms, count.
+        detectors: Whole detectors measured: role (fit or held-out), genes, and as `entries`.
+        block_ms: Per block key, the fitted cost inside a detector.
+        model: What was fitted, and its settings.
+        held_out: Errors on detectors not used in the fit; see `fit.prediction_errors`.
+        interval: Half-width, relative, of the interval that is promised with a prediction.
+        space: The search space, whole.
+        date: When, ISO 8601 with time zone.
+        detofa_version: Version that measured.
+    """
+
+    device: Device
+    runtime: str
+    runtime_version: str
+    precision: str
+    batch: int
+    threads: int
+    method: Mapping[str, Any]
+    noise_floor: float | None
+    entries: Mapping[str, Mapping[str, float]]
+    detectors: Sequence[Mapping[str, Any]]
+    block_ms: Mapping[str, float]
+    model: Mapping[str, Any]
+    held_out: Mapping[str, float]
+    interval: float
+    space: SearchSpace
+    date: str
+    detofa_version: str
+
+    def predict(self, genes: Genes) -> NDArray[np.float64]:
+        """Return the predicted p50 latency in milliseconds: (N, num_genes) to (N,)."""
+        return self.cost(genes)
+
+    def predict_interval(self, genes: Genes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the (N,) lower and upper edges that hold 95 % of measured p50, in milliseconds.
+
+        They come from detectors of this table that the fit did not see, timed in the same
+        minutes; at another time the device may be a few percent faster or slower as a whole.
+        """
+        predicted = self.cost(genes)
+        return predicted / (1 + self.interval), predicted / (1 - min(self.interval, 0.9))
+
+    @cached_property
+    def cost(self) -> AdditiveCost:
+        """Return the prediction as a cost, which also gives the part of stem, stages and head."""
+        return AdditiveCost(self.space, lambda block: self.block_ms[block.key])
+
+    @property
+    def file_name(self) -> str:
+        """Return the name under which the table is kept."""
+        return table_name(self.device, self.space, runtime=self.runtime, threads=self.threads)
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash of the table's content, which its file holds too."""
+        return sha256_json(self._record())
+
+    def save(self, folder: Path) -> Path:
+        """Write the table into `folder`, over an earlier one of the same name; return its path.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        path = folder / self.file_name
+        write_json(path, KIND, self._record() | {"sha256": self.sha256})
+        return path
+
+    def check(
+        self, path: Path, *, space: SearchSpace | None = None, device: Device | None = None
+    ) -> None:
+        """Raise UserError unless the table is of `space` and of `device`, where given."""
+        if space is not None and space.digest != self.space.digest:
+            raise UserError(
+                f"{path} is of space {_describe(self.space)}, but {_describe(space)} is wanted; "
+                f"measure that with {REMAKE}"
+            )
+        if device is not None and device.name != self.device.name:
+            raise UserError(
+                f"{path} was measured on {self.device.name}, but {device.name} is wanted; make "
+                f"a table on that with {REMAKE}"
+            )
+
+    def _record(self) -> dict[str, Any]:
+        record = {field.name: getattr(self, field.name) for field in fields(self)}
+        record["device"] = self.device.to_json()
+        record["space"] = self.space.to_json()
+        record["space_sha256"] = self.space.digest
+        return record
+
+
+def load_table(
+    path: Path, *, space: SearchSpace | None = None, device: Device | None = None
+) -> LatencyTable:
+    """Read a table that `LatencyTable.save` wrote.
+
+    Args:
+        path: The file.
+        space: The space it must be of, if given.
+        device: The device it must be of, if given.
+
+    Raises:
+        UserError: missing, truncated, changed by hand, of another space or device; says how to
+            make a new one.
+    """
+    content = read_json(path, KIND, remake=REMAKE)
+    record = {key: content[key] for key in content if key not in ("schema", "kind", "sha256")}
+    wanted = {field.name for field in fields(LatencyTable)} | {"space_sha256"}
+    if set(record) != wanted:
+        raise UserError(
+            f"{path} is not a whole latency table: missing {sorted(wanted - set(record))}, "
+            f"unknown {sorted(set(record) - wanted)}; make it again with {REMAKE}"
+        )
+    if content.get("sha256") != sha256_json(record):
+        raise UserError(
+            f"{path} has been changed since it was measured; make it again with {REMAKE}"
+        )
+    record.pop("space_sha256")
+    record["space"] = SearchSpace.from_json(record["space"])
+    record["device"] = Device.from_json(record["device"])
+    table = LatencyTable(**record)
+    costs = [table.block_ms.get(key) for key in all_blocks(table.space)]
+    if not all(isinstance(cost, float) and isfinite(cost) and cost > 0 for cost in costs):
+        raise UserError(f"{path} lacks the cost of some blocks; make it again with {REMAKE}")
+    table.check(path, space=space, device=device)
+    return table
+
+
+def table_name(
+    device: Device, space: SearchSpace, *, runtime: str = "onnxruntime", threads: int = 1
+) -> str:
+    """Return the file name of the table of a space on a device."""
+    return f"{device.slug}-{runtime}-t{threads}-{space.name}-{space.digest[:8]}.json"
+
+
+def find_table(
+    folder: Path, space: SearchSpace, *, device_name: str = "cpu", threads: int = 1
+) -> tuple[Path, LatencyTable]:
+    """Return the table of a space on the device that a user means, and where it is.
+
+    Args:
+        folder: Where tables are kept.
+        space: The search space.
+        device_name: `cpu` for this machine's, or whole words of the name of any device that a
+            table in the folder was measured on.
+        threads: Threads it was measured with.
+
+    Raises:
+        UserError: there is none, or several devices fit; says what makes one.
+    """
+    if device_name.strip().lower() == "cpu":
+        path = folder / table_name(this_cpu(), space, threads=threads)
+        if path.exists():
+            return path, load_table(path, space=space, device=this_cpu())
+        found = {}
+    else:
+        found = {
+            path: table
+            for path, table in read_tables(folder)
+            if isinstance(table, LatencyTable) and holds_words(table.device.name, device_name)
+        }
+    names = sorted({table.device.name for table in found.values()})
+    if len(names) > 1:
+        raise UserError(f"{device_name!r} fits {', '.join(names)}; give more of the name")
+    for path, table in found.items():
+        if table.space.digest == space.digest and table.threads == threads:
+            return path, table
+    device = names[0] if names else find_device(device_name).name
+    others = "".join(
+        f"; there is one of {_describe(table.space)} with threads={table.threads}"
+        for table in found.values()
+    )
+    raise UserError(
+        f"no latency table of {_describe(space)} on {device} with threads={threads} in "
+        f"{folder}{others}; make it with {REMAKE} on that machine"
+    )
+
+
+def read_tables(folder: Path) -> Iterator[tuple[Path, LatencyTable | UserError]]:
+    """Yield every file of `folder` that should be a table, and the table or what is wrong."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            yield path, load_table(path)
+        except UserError as error:
+            yield path, error
+
+
+def _describe(space: SearchSpace) -> str:
+    sizes = ", ".join(f"{height}x{width}" for height, width in space.image_sizes)
+    return f"{space.name} ({space.num_classes} classes, {sizes}, {space.digest[:8]})"
