@@ -86,7 +86,7 @@ def read_annotations(
     for record in content["images"]:
         try:
             image = _image(record, objects, finder, source)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
             reason = f"image {_identify(record)} is not in COCO's form ({error!r})"
             faults.append(Fault(file=source, reason=reason, severity="error"))
             continue
