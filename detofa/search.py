@@ -62,11 +62,11 @@ class SearchConfig:
     """
 
     population: int = 64
-    generations: int = 30
-    parents: int = 16
+    generations: int = 100
+    parents: int = 32
     mutation_rate: float = 0.1
     mutated_share: float = 0.5
-    max_evaluations: int = 2000
+    max_evaluations: int = 6464
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -166,7 +166,7 @@ def search(
     """
     limits = (Cap(name="the budget", cost=cost, limit=budget, unit=unit), *caps)
     config = config or SearchConfig()
-    pool, history, reachable = _evolve(space, score, limits, rng, config, _best)
+    pool, history, reachable = _evolve(space, score, limits, rng, config, _best_of_each_size)
     order = _best(pool.scores, pool.costs, pool.size)
     return _result(pool, order, history, reachable, limits[0])
 
@@ -273,8 +273,6 @@ def reachable_range(
 
 # ---- evolution --------------------------------------------------------------------------------
 
-_Select = Callable[[Values, Values, int], NDArray[np.intp]]  # scores, costs, count to indices
-
 
 class _Pool:
     """The paths scored so far, all within the limits and distinct."""
@@ -309,7 +307,7 @@ def _evolve(
     limits: tuple[Cap, ...],
     rng: np.random.Generator,
     config: SearchConfig,
-    select: _Select,
+    select: Callable[[_Pool, int], NDArray[np.intp]],
 ) -> tuple[_Pool, tuple[Generation, ...], Reachable]:
     anchors, reachable = _anchors(space, limits, rng)
     pool = _Pool(space, score)
@@ -323,7 +321,7 @@ def _evolve(
             if generation == 0:
                 children = _seeds(space, anchors, rng, config, attempt)
             else:
-                parents = pool.genes[select(pool.scores, pool.costs, config.parents)]
+                parents = pool.genes[select(pool, config.parents)]
                 children = _children(space, parents, rng, config, attempt)
             children = _repaired(space, children, limits, anchors[0], rng)
             gathered = pool.fresh(np.concatenate([gathered, children]))[:room]
@@ -456,12 +454,27 @@ def _best(scores: Values, costs: Values, count: int) -> NDArray[np.intp]:
     return np.lexsort((costs, -scores))[:count]
 
 
-def _foremost(scores: Values, costs: Values, count: int) -> NDArray[np.intp]:
+def _best_of_each_size(pool: _Pool, count: int) -> NDArray[np.intp]:
+    """Return the indices of the best paths, half of them the best of each image size.
+
+    The image size moves the cost more than anything else: without this, the first size that does
+    well soon holds all parents, though another with larger blocks may do better.
+    """
+    chosen = [_best(pool.scores, pool.costs, count)]
+    sizes = np.unique(pool.genes[:, 0])
+    for size in sizes:
+        (places,) = np.nonzero(pool.genes[:, 0] == size)
+        share = math.ceil(count / len(sizes))
+        chosen.append(places[_best(pool.scores[places], pool.costs[places], share)])
+    return np.concatenate(chosen)  # one that is in both is twice as likely a parent
+
+
+def _foremost(pool: _Pool, count: int) -> NDArray[np.intp]:
     """Return the indices of the front, and of the fronts behind it up to at least `count`."""
     chosen = np.empty(0, np.intp)
-    rest = np.arange(len(scores))
+    rest = np.arange(pool.size)
     while len(chosen) < count and len(rest):
-        front = pareto_front(costs[rest], scores[rest])
+        front = pareto_front(pool.costs[rest], pool.scores[rest])
         chosen = np.concatenate([chosen, rest[front]])
         rest = np.delete(rest, front)
     return chosen
