@@ -57,6 +57,7 @@ class MBConv:
             f"out{self.out_channels} k{self.kernel_size} s{self.stride} {self.activation}"
             + (f" se{self.squeeze_channels}" if self.squeeze_channels else "")
             + (" residual" if self.residual else "")
+            + ("" if self.has_expand else " no-expand")
         )
 
 

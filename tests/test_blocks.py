@@ -1,5 +1,5 @@
 import itertools
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -116,3 +116,10 @@ def test_blocks_share_a_key_only_where_they_are_the_same_but_for_their_place(nam
             shapes = {k: v for k, v in asdict(block).items() if k not in ("stage", "position")}
             assert found.setdefault(block.key, shapes) == shapes
     assert len(found) > 10
+
+
+def test_a_block_without_expansion_has_another_key_than_one_that_expands_by_one():
+    space = preset("tiny", num_classes=3)
+    plain = space.block(0, 0, 3, 1, (96, 128))
+    assert not plain.has_expand
+    assert replace(plain, has_expand=True).key != plain.key
