@@ -15,7 +15,7 @@ _MAX_OBJECTS = 8
 _SIDES_PIXELS = (14.0, 70.0)
 _MAX_OVERLAP = 0.08  # of the smaller box
 _INK_THRESHOLD = 0.35  # coverage from which a pixel belongs to the digit's box
-_MIN_CONTRAST = 70.0  # between a digit's colour and what lies under it, in luma
+_MIN_CONTRAST = 100.0  # between a digit's colour and what lies under it, in luma
 
 
 def make_demo_dataset(
@@ -131,7 +131,7 @@ def _scene(source: _Source, image_size: tuple[int, int], generator: np.random.Ge
     """Draw one image; boxes are whole pixels, xyxy."""
     canvas = _background(image_size, generator)
     boxes: list[tuple[int, tuple[int, int, int, int]]] = []
-    for _ in range(int(generator.integers(1, _MAX_OBJECTS + 1))):
+    for _ in range(int(generator.integers(1, _MAX_OBJECTS + 1, size=2).max())):
         digit, ink = source[int(generator.integers(len(source)))]
         coverage = _glyph(ink, generator)
         place = _free_place(coverage, [box for _, box in boxes], image_size, generator)
@@ -144,7 +144,7 @@ def _scene(source: _Source, image_size: tuple[int, int], generator: np.random.Ge
 def _glyph(ink: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
     """Enlarge a digit smoothly, slant and turn it a little, and cut it to its ink."""
     low, high = _SIDES_PIXELS
-    side = float(np.exp(generator.uniform(np.log(low), np.log(high))))
+    side = generator.uniform(low, high)
     unit = max(1, round(side / 7))
     padded = np.pad(ink, 2)
     large = Image.fromarray((padded * 255).astype(np.uint8)).resize(
