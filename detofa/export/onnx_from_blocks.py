@@ -125,12 +125,13 @@ class _Graph:
         return self.constant(np.array(values, np.int64))
 
     def weights(self, *shape: int) -> str:
-        """Add random weights that keep the scale of what passes through.
+        """Add random weights that never enlarge what passes through; long ones repeat, for speed.
 
-        Long ones repeat, for speed: values have no influence on time.
+        Values matter to time in one way: large logits make the softmax underflow to denormal
+        numbers, which are many times slower. Those of a trained detector do not.
         """
         count = math.prod(shape)
-        scale = math.sqrt(2 / math.prod(shape[1:]))
+        scale = math.sqrt(1 / math.prod(shape[1:]))
         drawn = self._rng.standard_normal(min(count, _DRAWN), np.float32) * np.float32(scale)
         return self.constant(np.resize(drawn, shape))
 

@@ -3,14 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-
 from detofa.errors import UserError
 from detofa.presets import preset
 from detofa.profiling.cost import all_blocks
 from detofa.profiling.device import Device, this_cpu
-from detofa.profiling.measure import profile_space
+from detofa.profiling.measure import choose_detectors, profile_space
 from detofa.profiling.table import load_table
 
 SPACE = preset("tiny", num_classes=3, image_sizes=[(64, 64), (256, 256)])
@@ -44,8 +41,6 @@ def test_a_space_is_profiled_within_its_budget_and_predicts_in_the_right_order(
 
 
 def test_the_same_seed_measures_the_same_detectors() -> None:
-    from detofa.profiling.measure import choose_detectors
-
     first = choose_detectors(SPACE, 6, 5, np.random.default_rng(1))
     again = choose_detectors(SPACE, 6, 5, np.random.default_rng(1))
     assert list(first) == list(again)

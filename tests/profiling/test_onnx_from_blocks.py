@@ -1,11 +1,12 @@
+import warnings
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
-
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
 
 from detofa.blocks import Block, NeckHead
 from detofa.export.onnx_from_blocks import block_onnx, detector_onnx
@@ -13,6 +14,9 @@ from detofa.presets import preset
 from detofa.profiling.cost import all_blocks, arch_macs
 from detofa.runtime.session import open_onnx
 from detofa.space import SearchSpace
+
+if TYPE_CHECKING:
+    import torch
 
 PRESETS = ("tiny", "lite0", "ofa-mbv3")
 
@@ -77,6 +81,17 @@ def test_a_built_detector_runs_and_keeps_the_best_anchors_first(name: str) -> No
 
 
 @pytest.mark.parametrize("name", PRESETS)
+def test_logits_are_too_small_for_the_softmax_to_underflow(name: str) -> None:
+    space = _space(name)
+    for arch in (space.smallest, space.largest):
+        model = detector_onnx(space.blocks(arch), top_k=50, rng=np.random.default_rng(0))
+        images = np.random.default_rng(1).standard_normal((1, 3, 96, 128), np.float32)
+        for logits in open_onnx(model).run(["class_logits", "side_logits"], {"images": images}):
+            assert 0.01 < logits.std() < 2
+            assert np.abs(logits).max() < 10
+
+
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_block_runs_alone_with_the_shapes_it_declares(name: str) -> None:
     seen: set[str] = set()
     for block in all_blocks(_space(name)).values():
@@ -125,9 +140,7 @@ def test_built_detectors_run_the_same_operators_as_the_real_export(
         assert _operators(detector_onnx(blocks, top_k=300, rng=rng), tmp_path) == exported
 
 
-def _export(model: object, image_size: tuple[int, int]) -> bytes:
-    import warnings
-
+def _export(model: "torch.nn.Module", image_size: tuple[int, int]) -> bytes:
     import torch
 
     with warnings.catch_warnings():
@@ -142,5 +155,6 @@ def _export(model: object, image_size: tuple[int, int]) -> bytes:
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             verbose=False,
         )
+    assert program is not None
     data: bytes = program.model_proto.SerializeToString()
     return data

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,8 @@ SPACE = preset("tiny", num_classes=3, image_sizes=[(64, 64)])
 OTHER_SPACE = preset("tiny", num_classes=4, image_sizes=[(64, 64)])
 
 
-def _table(**changes: object) -> LatencyTable:
-    space = changes.get("space", SPACE)
-    costs = {key: block_macs(block) / 1e6 for key, block in all_blocks(space).items()}
+def _table(**changes: Any) -> LatencyTable:
+    costs = {key: block_macs(block) / 1e6 for key, block in all_blocks(SPACE).items()}
     table = LatencyTable(
         device=this_cpu(),
         runtime="onnxruntime",
@@ -41,7 +41,7 @@ def _table(**changes: object) -> LatencyTable:
         model={"kind": "sum"},
         held_out={"mape": 0.01},
         interval=0.25,
-        space=space,
+        space=SPACE,
         date="2026-01-01T00:00:00+00:00",
         detofa_version="0",
     )
