@@ -16,6 +16,7 @@ from detofa.export.onnx_from_blocks import block_onnx, detector_onnx
 from detofa.profiling.cost import AdditiveCost, all_blocks, macs_cost
 from detofa.profiling.device import Device, runtime_version, this_cpu
 from detofa.profiling.fit import (
+    Fit,
     fit_block_costs,
     interval_half_width,
     noise_floor,
@@ -34,7 +35,7 @@ _TOP_K = 300  # candidate boxes, as in the export
 _POOL = 4000  # archs drawn to choose the measured ones from
 _VISITS_OF_A_SESSION = 10
 _RUNS_TO_WARM = 2  # at each visit, beside the discarded one: the first ones are up to 20 % slower
-_KEPT_BYTES = 192 * 2**20  # of models whose sessions stay open between visits
+_KEPT_BYTES = 64 * 2**20  # of models whose sessions stay open between visits
 _FIT_SECONDS = 1.5  # set aside from the time budget
 
 
@@ -95,23 +96,7 @@ def profile_space(
     )
     on_progress("fitting", 1.0)
     timings = {name: Timing.of(values, clock) for name, values in samples.items()}
-    keys = {
-        name: [block.key for block in space.blocks(space.arch(row))]
-        for name, row in detectors.items()
-    }
-    fitted = [name for name in detectors if name.startswith("fit")]
-    held_out = [name for name in detectors if name.startswith("held-out")]
-    fit = fit_block_costs(
-        blocks,
-        {key: timings[key].p50_ms for key in blocks},
-        [keys[name] for name in fitted],
-        np.array([timings[name].p50_ms for name in fitted]),
-    )
-    measured_ms = np.array([timings[name].p50_ms for name in held_out])
-    genes = np.stack([detectors[name] for name in held_out])
-    predicted_ms = AdditiveCost(space, lambda block: fit.block_ms[block.key])(genes)
-    residuals = np.concatenate([fit.residuals, predicted_ms / measured_ms - 1])
-    per_pass = [values.reshape(-1, runs_per_visit) for values in samples.values()]
+    fit, held_out, residuals = _fit(space, blocks, detectors, timings)
     return LatencyTable(
         device=device,
         runtime="onnxruntime",
@@ -121,7 +106,7 @@ def profile_space(
         threads=threads,
         method={
             "clock": clock,
-            "passes": len(per_pass[0]),
+            "passes": len(next(iter(samples.values()))) // runs_per_visit,
             "runs_per_visit": runs_per_visit,
             "order": "all models in turn, shuffled in every pass; first runs of a visit discarded",
             "seconds": round(time.monotonic() - begin, 1),
@@ -129,18 +114,48 @@ def profile_space(
         noise_floor=noise_floor([samples[name] for name in detectors], runs_per_visit),
         entries={key: _entry(timings[key]) for key in blocks},
         detectors=[
-            {"role": "fit" if name in fitted else "held-out", "genes": row.tolist()}
-            | _entry(timings[name])
+            {"role": _role(name), "genes": row.tolist()} | _entry(timings[name])
             for name, row in detectors.items()
         ],
-        block_ms=dict(fit.block_ms),
+        block_ms=fit.block_ms,
         model={"kind": "ridge toward isolated blocks", **fit.widths},
-        held_out=prediction_errors(predicted_ms, measured_ms),
+        held_out=held_out,
         interval=interval_half_width(residuals),
         space=space,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         detofa_version=detofa.__version__,
     )
+
+
+def _fit(
+    space: SearchSpace,
+    blocks: Mapping[str, Block],
+    detectors: Mapping[str, Genes],
+    timings: Mapping[str, Timing],
+) -> tuple[Fit, dict[str, float], Floats]:
+    """Fit block costs.
+
+    Returns:
+        The fit, its errors on the held-out detectors, and the relative errors of all detectors,
+        each from a fit that did not see it.
+    """
+    fitted = {name: row for name, row in detectors.items() if _role(name) == "fit"}
+    held_out = {name: row for name, row in detectors.items() if _role(name) == "held-out"}
+    fit = fit_block_costs(
+        blocks,
+        {key: timings[key].p50_ms for key in blocks},
+        [[block.key for block in space.blocks(space.arch(row))] for row in fitted.values()],
+        np.array([timings[name].p50_ms for name in fitted]),
+    )
+    measured_ms = np.array([timings[name].p50_ms for name in held_out])
+    cost = AdditiveCost(space, lambda block: fit.block_ms[block.key])
+    predicted_ms = cost(np.stack(list(held_out.values())))
+    residuals = np.concatenate([fit.residuals, predicted_ms / measured_ms - 1])
+    return fit, prediction_errors(predicted_ms, measured_ms), residuals
+
+
+def _role(name: str) -> str:
+    return name.rsplit(" ", 1)[0]
 
 
 def _checked(device: Device | None) -> Device:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +59,11 @@ def test_only_this_machines_cpu_is_measured() -> None:
     for device, message in ((gpu, "is a GPU"), (other, "must be measured on it")):
         with pytest.raises(UserError, match=message):
             profile_space(SPACE, rng=np.random.default_rng(0), device=device)
+
+
+def test_profiling_needs_no_torch() -> None:
+    code = (
+        "import sys, detofa.profiling.measure, detofa.profiling.table, detofa.timer; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
