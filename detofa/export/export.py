@@ -85,10 +85,11 @@ def export_subnet(
         )
         if not report.passed:
             rejected = path.with_name(path.name + ".rejected")
+            temporary.chmod(0o644)
             temporary.replace(rejected)
             raise UserError(
                 f"{path.name} does not do what PyTorch does, so it is kept as {rejected} and must "
-                "not be used. " + "; ".join(report.reasons)
+                f"not be used. {_first(report.reasons)}"
             )
     manifest = Manifest(
         model_file=path.name,
@@ -105,6 +106,12 @@ def export_subnet(
     beside = manifest_path(path)
     manifest.save(beside)
     return Exported(model_path=path, manifest_path=beside, manifest=manifest, report=report)
+
+
+def _first(reasons: tuple[str, ...], count: int = 5) -> str:
+    """Return the first reasons and how many more there are."""
+    rest = [f"and {len(reasons) - count} more"] if len(reasons) > count else []
+    return "; ".join([*reasons[:count], *rest])
 
 
 def _version(name: str) -> str:

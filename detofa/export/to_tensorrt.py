@@ -75,13 +75,15 @@ def build_engine(
     _parse(trt, network, logger, onnx_path)
     config = _checked(builder.create_builder_config(), "create a configuration")
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and not what fp32 says
     shapes = _add_profile(builder, network, config, batch_sizes)
     cache = _set_timing_cache(config, timing_cache_path)
     engine = builder.build_serialized_network(network, config)
     _checked(engine, f"build an engine from {onnx_path}; its log above says why")
+    timings = _checked(cache.serialize(), "save timings")
     write_bytes(engine_path, bytes(engine))
     if timing_cache_path is not None:
-        write_bytes(timing_cache_path, bytes(_checked(cache.serialize(), "save timings")))
+        write_bytes(timing_cache_path, bytes(timings))
     record = {
         "engine_file": engine_path.name,
         "engine_sha256": sha256_file(engine_path),

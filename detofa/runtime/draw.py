@@ -39,7 +39,7 @@ def draw_detections(
         colour = class_colour(label)
         canvas.rectangle(box, outline=colour, width=line_width)
         text = f"{class_names[label]} {detections.scores[index]:.2f}"
-        _draw_label(canvas, picture.size, (box[0], box[1]), text, colour, font)
+        _draw_label(canvas, picture.size, box, text, colour, font)
     return np.array(picture)
 
 
@@ -77,16 +77,18 @@ def detections_to_json(
 def _draw_label(
     canvas: ImageDraw.ImageDraw,
     picture_size: tuple[int, int],
-    corner_xy: tuple[int, int],
+    box_xyxy: list[int],
     text: str,
     colour: Colour,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 ) -> None:
-    """Write above the box where there is room, otherwise inside it; never outside the picture."""
+    """Write above the box where there is room, else below it, else inside it."""
     left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
     width, height = round(right - left) + 4, round(bottom - top) + 4
-    x = max(0, min(corner_xy[0], picture_size[0] - width))
-    y = corner_xy[1] - height if corner_xy[1] >= height else corner_xy[1]
+    x = max(0, min(box_xyxy[0], picture_size[0] - width - 1))
+    y = box_xyxy[1] - height
+    if y < 0:
+        y = box_xyxy[3] if box_xyxy[3] + height < picture_size[1] else box_xyxy[1]
     canvas.rectangle((x, y, x + width, y + height), fill=colour)
     luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     ink = (0, 0, 0) if luminance > 140 else (255, 255, 255)

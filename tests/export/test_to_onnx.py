@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import onnx
 import pytest
@@ -70,6 +68,7 @@ def test_every_batch_size_gives_what_torch_gives_in_evaluation_mode(exported, ba
     np.testing.assert_allclose(found_boxes.mean((1, 2)), boxes.numpy().mean((1, 2)), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_equal_modules_give_equal_files(exported, tmp_path):
     module, path, _ = exported
     again = tmp_path / "again.onnx"
@@ -147,12 +146,3 @@ def optimised_operators(model, path):
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return [node.op_type for node in onnx.load(path).graph.node]
-
-
-def test_metadata_of_a_subnet_survives_as_json(tmp_path):
-    subnet = make_subnet((96, 160))
-    text = json.dumps(subnet.to_json())
-    module = make_detector(subnet)
-    export_onnx(module, tmp_path / "a.onnx", image_size=(96, 160), metadata={"subnet": text})
-    with OnnxSession(tmp_path / "a.onnx") as session:
-        assert type(subnet).from_json(json.loads(session.metadata["subnet"])) == subnet
