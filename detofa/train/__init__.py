@@ -1,0 +1,1 @@
+"""Training a supernet: the run folder, checkpoints, the loop, evaluation of paths."""

@@ -1,0 +1,194 @@
+"""Weights and training state on disk: safetensors files with a JSON header, written atomically."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from detofa.errors import UserError
+from detofa.files import SCHEMA, atomic_path
+from detofa.imaging import Preprocessing
+from detofa.space import SearchSpace
+from detofa.supernet.detector import Supernet
+
+_TRAIN = "`detofa train`"
+_OPTIMISER_PARTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetRecord:
+    """What a supernet's file says about its weights.
+
+    Attributes:
+        space: The search space.
+        categories: (id, name) of each class, in label order.
+        preprocessing: How images were prepared.
+        step: Optimiser steps behind the weights.
+        recalibration: Fixed recalibration set: `images`, `seed`, `split`.
+        data: Folder of the data set it was trained on.
+    """
+
+    space: SearchSpace
+    categories: tuple[tuple[int, str], ...]
+    preprocessing: Preprocessing
+    step: int
+    recalibration: dict[str, Any]
+    data: str
+
+
+def save_supernet(path: Path, supernet: Supernet, record: SupernetRecord) -> None:
+    """Write a supernet's weights and record atomically."""
+    header = {
+        "space": record.space.to_json(),
+        "categories": [list(pair) for pair in record.categories],
+        "preprocessing": record.preprocessing.to_json(),
+        "step": record.step,
+        "recalibration": record.recalibration,
+        "data": record.data,
+    }
+    write_tensors(path, dict(supernet.state_dict()), "supernet", header)
+
+
+def load_supernet(path: Path) -> tuple[Supernet, SupernetRecord]:
+    """Read what `save_supernet` wrote.
+
+    Returns:
+        The supernet, in evaluation mode, and its record.
+
+    Raises:
+        UserError: missing, truncated, of another kind, or not whole.
+    """
+    tensors, header = read_tensors(path, "supernet", remake=_TRAIN)
+    try:
+        space = SearchSpace.from_json(header["space"])
+        record = SupernetRecord(
+            space=space,
+            categories=tuple((int(number), str(name)) for number, name in header["categories"]),
+            preprocessing=Preprocessing.from_json(header["preprocessing"]),
+            step=int(header["step"]),
+            recalibration=dict(header["recalibration"]),
+            data=str(header["data"]),
+        )
+        supernet = Supernet(space)
+        supernet.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} does not hold a whole supernet: {reason}; see {_TRAIN}") from error
+    return supernet.eval(), record
+
+
+def load_earlier_supernet(
+    supernet: Supernet, path: Path, categories: tuple[tuple[int, str], ...]
+) -> None:
+    """Start from an earlier supernet, perhaps of other classes.
+
+    All weights of equal name and shape are taken; the class outputs of a class that both know by
+    name are taken too, those of a new class stay as initialised.
+
+    Raises:
+        UserError: the earlier supernet is of another family of spaces.
+    """
+    earlier, record = load_supernet(path)
+    if earlier.space.name != supernet.space.name:
+        raise UserError(
+            f"{path} holds a supernet of space {earlier.space.name}, this run trains "
+            f"{supernet.space.name}; choose --space {earlier.space.name}"
+        )
+    own, given = supernet.state_dict(), earlier.state_dict()
+    rows = {name: row for row, (_, name) in enumerate(record.categories)}
+    with torch.no_grad():
+        for name, value in own.items():
+            source = given.get(name)
+            if source is None:
+                continue
+            if ".class_tower.output." in name:
+                for row, (_, category) in enumerate(categories):
+                    if category in rows:
+                        value[row].copy_(source[rows[category]])
+            elif source.shape == value.shape:
+                value.copy_(source)
+
+
+def save_training_state(
+    path: Path, supernet: Supernet, averaged: nn.Module, optimiser: Optimizer, step: int
+) -> None:
+    """Write all that a training run needs to go on, in one file."""
+    tensors = {f"weights/{name}": value for name, value in supernet.state_dict().items()}
+    tensors |= {f"averaged/{name}": value for name, value in averaged.state_dict().items()}
+    for name, parameter in supernet.named_parameters():
+        for part, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"optimiser/{name}/{part}"] = value
+    write_tensors(path, tensors, "training_state", {"step": step})
+
+
+def load_training_state(
+    path: Path, supernet: Supernet, averaged: nn.Module, optimiser: Optimizer
+) -> int:
+    """Restore what `save_training_state` wrote; return the step to go on with.
+
+    Raises:
+        UserError: missing, truncated, or of another supernet.
+    """
+    tensors, header = read_tensors(path, "training_state", remake=_TRAIN)
+    try:
+        supernet.load_state_dict(_under(tensors, "weights/"))
+        averaged.load_state_dict(_under(tensors, "averaged/"))
+        for name, parameter in supernet.named_parameters():
+            state = _under(tensors, f"optimiser/{name}/")
+            if state:
+                optimiser.state[parameter] = {
+                    part: state[part].to(parameter.device if part != "step" else "cpu")
+                    for part in _OPTIMISER_PARTS
+                }
+        return int(header["step"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is not a state of this run ({str(error).splitlines()[0]}); remove it to start "
+            "again"
+        ) from error
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], kind: str, header: dict[str, Any]
+) -> None:
+    """Write tensors and a JSON header to one safetensors file, atomically."""
+    text = json.dumps({"schema": SCHEMA, "kind": kind, **header}, allow_nan=False)
+    whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(whole, temporary, metadata={"detofa": text})
+
+
+def read_tensors(path: Path, kind: str, *, remake: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        UserError: missing, truncated, from elsewhere, of another kind or schema.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make it with {remake}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("detofa", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}); make it again with {remake}"
+        ) from error
+    if not isinstance(header, dict) or header.get("kind") != kind:
+        raise UserError(f"{path} is not a {kind} file of detofa; make one with {remake}")
+    if header.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path} has schema {header.get('schema')!r}, this version reads {SCHEMA}; make it "
+            f"again with {remake}"
+        )
+    return tensors, header
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

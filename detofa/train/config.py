@@ -1,0 +1,156 @@
+"""TrainConfig: the settings of a training run, as TOML and as flags."""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from detofa.data.transforms import Augmentation
+from detofa.errors import UserError
+from detofa.files import write_text
+from detofa.supernet.loss import LossWeights
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of a run.
+
+    Attributes:
+        data: Folder of the data set.
+        space: Name of the search space.
+        image_sizes: (height, width) choices of the network's input.
+        init: What the weights start from: `random`, `efficientnet-lite0`, the path of a
+            once-for-all checkpoint, or of an earlier run's supernet.safetensors.
+        seed: Decides weights, batches and archs.
+        steps: Optimiser steps in all.
+        batch_size: Images a step.
+        largest_first: Share of the steps, at the start, that train the largest path alone.
+        random_paths: Random paths a step, beside the largest and the smallest.
+        distillation: Weight of the loss towards the largest path's outputs; 0 turns it off.
+        learning_rate: Peak rate of AdamW, for neck and head.
+        backbone_rate: The backbone's rate as a multiple of `learning_rate`.
+        warm_up: Share of the steps over which the rate rises.
+        weight_decay: Of AdamW, on weights that are not norms or biases.
+        clip_norm: Largest norm of the summed gradients.
+        ema_decay: Decay of the averaged weights, which are the ones that count.
+        class_balance: 0 shows every image equally often; 1 favours rare classes most.
+        recalibration_images: Size of the fixed set for BN recalibration.
+        evaluations: How often paths are evaluated during training.
+        checkpoint_steps: Steps between checkpoints: the most a crash loses.
+        workers: Threads that prepare batches.
+        augmentation: How images are varied.
+        losses: Weights of the parts of the loss.
+    """
+
+    data: str
+    space: str = "lite0"
+    image_sizes: tuple[tuple[int, int], ...] = ((320, 320),)
+    init: str = "random"
+    seed: int = 0
+    steps: int = 1500
+    batch_size: int = 16
+    largest_first: float = 0.2
+    random_paths: int = 1
+    distillation: float = 0.0
+    learning_rate: float = 1e-3
+    backbone_rate: float = 0.5
+    warm_up: float = 0.05
+    weight_decay: float = 0.05
+    clip_norm: float = 10.0
+    ema_decay: float = 0.998
+    class_balance: float = 0.0
+    recalibration_images: int = 128
+    evaluations: int = 5
+    checkpoint_steps: int = 50
+    workers: int = 1
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    losses: LossWeights = field(default_factory=LossWeights)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("steps", "batch_size", "recalibration_images", "checkpoint_steps"):
+            _check(self, name, 1, 10**9)
+        for name in ("seed", "random_paths", "evaluations", "workers"):
+            _check(self, name, 0, 10**9)
+        for name in ("largest_first", "warm_up", "class_balance", "ema_decay"):
+            _check(self, name, 0, 1)
+        for name in ("distillation", "learning_rate", "backbone_rate", "weight_decay", "clip_norm"):
+            _check(self, name, 0, 1e6)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return nested plain values, as `from_json` and TOML take them."""
+        record = dataclasses.asdict(self)
+        record["image_sizes"] = [list(size) for size in self.image_sizes]
+        return record
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], source: str) -> "TrainConfig":
+        """Build a config from plain values; fields not named keep their defaults.
+
+        Raises:
+            UserError: a field is unknown or of the wrong kind; names it and `source`.
+        """
+        return cls(**_fields(cls, record, source))
+
+    def save(self, path: Path) -> None:
+        """Write the config as TOML."""
+        write_text(path, tomli_w.dumps(self.to_json()))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a TOML recipe: some or all fields of `TrainConfig`.
+
+    Raises:
+        UserError: missing, or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"recipe {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"recipe {path} is not TOML: {error}") from error
+
+
+def _fields(owner: Any, record: Mapping[str, Any], source: str) -> dict[str, Any]:
+    known = {item.name: item for item in dataclasses.fields(owner)}
+    unknown = sorted(set(record) - set(known))
+    if unknown:
+        raise UserError(f"{source} has unknown settings {unknown}; known are {sorted(known)}")
+    values: dict[str, Any] = {}
+    for name, value in record.items():
+        kind = known[name].type
+        if name == "image_sizes":
+            values[name] = _image_sizes(value, source)
+        elif dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+            assert isinstance(kind, type)
+            values[name] = kind(**_fields(kind, value, f"{source}, {name}"))
+        elif kind is float and type(value) is int:
+            values[name] = float(value)
+        elif isinstance(kind, type) and type(value) is kind:
+            values[name] = value
+        else:
+            expected = kind.__name__ if isinstance(kind, type) else str(kind)
+            raise UserError(f"{source}: {name} should be {expected}, got {value!r}")
+    return values
+
+
+def _image_sizes(value: Any, source: str) -> tuple[tuple[int, int], ...]:
+    pairs = isinstance(value, list | tuple) and all(
+        isinstance(size, list | tuple) and len(size) == 2 and all(type(s) is int for s in size)
+        for size in value
+    )
+    if not pairs or not value:
+        raise UserError(
+            f"{source}: image_sizes should be a list of [height, width], got {value!r}"
+        )
+    return tuple((size[0], size[1]) for size in value)
+
+
+def _check(config: TrainConfig, name: str, low: float, high: float) -> None:
+    value = getattr(config, name)
+    if not low <= value <= high:
+        raise UserError(f"{name} should be from {low} to {high:g}, got {value!r}")

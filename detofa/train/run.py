@@ -1,0 +1,141 @@
+"""RunFolder: where a run keeps its files."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from detofa.errors import UserError
+from detofa.files import write_json, write_text
+from detofa.train.config import TrainConfig, read_recipe
+
+RUNS = Path("runs")
+_PACKAGES = ("detofa", "numpy", "torch", "torchvision", "onnxruntime", "pycocotools")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """The files of one run.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Return the path of the resolved settings."""
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """Return the path of the log: one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def supernet(self) -> Path:
+        """Return the path of the averaged weights."""
+        return self.path / "supernet.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """Return the path of the training state."""
+        return self.path / "state" / "training.safetensors"
+
+    @property
+    def subnets(self) -> Path:
+        """Return the folder of chosen subnets."""
+        return self.path / "subnets"
+
+    def load_config(self) -> TrainConfig:
+        """Return the run's settings.
+
+        Raises:
+            UserError: this is no run.
+        """
+        if not self.config.is_file():
+            raise UserError(f"{self.path} is no run: it has no config.toml; make one with "
+                            "`detofa train`")
+        return TrainConfig.from_json(read_recipe(self.config), str(self.config))
+
+    def write_environment(self, command: str) -> None:
+        """Record machine, versions and command."""
+        versions = {}
+        for package in _PACKAGES:
+            try:
+                versions[package] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                versions[package] = "not installed"
+        record = {
+            "command": command,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            "versions": versions,
+            "commit": _commit(),
+        }
+        write_json(self.path / "environment.json", "environment", record)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line to the metrics."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of the metrics; a last line cut short by a crash is left out."""
+        if not self.metrics.is_file():
+            return []
+        records = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of steps after `step`, which a resumed run will write again."""
+        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def newest_run(runs: Path = RUNS) -> RunFolder:
+    """Return the run whose supernet was written last.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = sorted(runs.glob("*/supernet.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"no trained run under {runs}/; make one with `detofa train --data DIR`")
+    return RunFolder(path=found[-1].parent)
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout this package lies in, if it lies in one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def command_line() -> str:
+    """Return the command that is running, as typed but for the program's folder."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
