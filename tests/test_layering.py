@@ -35,12 +35,14 @@ ORDER = [
     "export",
     "profiling",
     "train",
+    "choose",
     "report",
     "recipes",
+    "demo",
     "cli",
 ]
 # Not in the first design: docs/decisions.md says why each is there.
-ADDED = {"errors", "files", "units", "blocks", "presets", "predictor"}
+ADDED = {"errors", "files", "units", "blocks", "presets", "predictor", "choose", "demo"}
 LEAVES = {"errors", "files", "units"}
 SPACE = LEAVES | {"arch", "blocks", "space", "presets"}
 # Narrower than the order: these take what they work on as arguments.

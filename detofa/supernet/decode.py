@@ -24,8 +24,10 @@ def anchor_points(neck_head: NeckHead) -> tuple[Tensor, Tensor]:
 
 
 def expected_sides(side_logits: Tensor) -> Tensor:
-    """Return the mean of each side's distribution, in units of the stride: (..., 4, bins) to
-    (..., 4). Source: distribution focal loss, arXiv 2006.04388, equation 5."""
+    """Return the mean of each side's distribution, in units of the stride.
+
+    Maps (..., 4, bins) to (..., 4). Source: arXiv 2006.04388, equation 5.
+    """
     bins = torch.arange(side_logits.shape[-1], dtype=side_logits.dtype, device=side_logits.device)
     return (side_logits.softmax(dim=-1) * bins).sum(dim=-1)
 

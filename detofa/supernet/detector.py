@@ -112,7 +112,8 @@ class Supernet(nn.Module):
                 margin = (weight.shape[-1] - small) // 2
                 centre = weight[..., margin : margin + small, margin : margin + small]
                 matrix = self.kernel_transforms[_transform_key(stage, position, small)]
-                weight = nn.functional.linear(centre.flatten(2), matrix).unflatten(2, (small, -1))
+                weight = nn.functional.linear(centre.flatten(2), matrix)
+                weight = weight.reshape(*centre.shape)
         return weight
 
 

@@ -1,6 +1,7 @@
 """The plain layers a detector is made of. Nothing here is elastic."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -86,9 +87,7 @@ class MBConvLayer(nn.Module):
         super().__init__()
         self.residual = block.residual
         self.expand = (
-            ConvNorm(
-                block.in_channels, block.mid_channels, 1, activation=block.activation, eps=eps
-            )
+            ConvNorm(block.in_channels, block.mid_channels, 1, activation=block.activation, eps=eps)
             if block.has_expand
             else nn.Identity()
         )
@@ -208,9 +207,7 @@ class Tower(nn.Module):
     def __init__(self, block: NeckHead, out_channels: int) -> None:
         super().__init__()
         widths = [block.neck_width] + [block.head_width] * block.head_depth
-        self.convs = nn.ModuleList(
-            SharedConv(before, after) for before, after in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(SharedConv(before, after) for before, after in pairwise(widths))
         self.output = nn.Conv2d(block.head_width, out_channels, 1)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
@@ -235,4 +232,4 @@ class Head(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return class_logits (B, A, C) and side_logits (B, A, 4, bins)."""
         sides: Tensor = self.side_tower(levels)
-        return self.class_tower(levels), sides.unflatten(2, (4, self.box_bins))
+        return self.class_tower(levels), torch.unflatten(sides, 2, (4, self.box_bins))

@@ -164,7 +164,8 @@ def _inside(points_xy: Tensor, boxes_xyxy: Tensor) -> Tensor:
     """Return (N, A): whether each point lies in each box, small boxes grown about their centre."""
     centre = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
     half = ((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) / 2).clamp_min(_SMALLEST_SIDE / 2)
-    return ((points_xy[None] - centre[:, None]).abs() < half[:, None]).all(dim=2)
+    inside: Tensor = ((points_xy[None] - centre[:, None]).abs() < half[:, None]).all(dim=2)
+    return inside
 
 
 def _side_entropy(side_logits: Tensor, wanted: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def recalibrate(detector: nn.Module, images: Tensor, *, batch_size: int = 16) ->
     try:
         for norm in norms:
             norm.momentum = 0.0
-        for batch in images.split(batch_size):
+        for batch in torch.split(images, batch_size):
             detector(batch)
     finally:
         for hook in hooks:

@@ -15,7 +15,8 @@ from detofa.errors import UserError
 from detofa.files import SCHEMA, atomic_path
 from detofa.imaging import Preprocessing
 from detofa.space import SearchSpace
-from detofa.supernet.detector import Supernet
+from detofa.subnet import Subnet
+from detofa.supernet.detector import StaticDetector, Supernet, detector_from_state
 
 _TRAIN = "`detofa train`"
 _OPTIMISER_PARTS = ("step", "exp_avg", "exp_avg_sq")
@@ -188,6 +189,30 @@ def read_tensors(path: Path, kind: str, *, remake: str) -> tuple[dict[str, Tenso
             f"again with {remake}"
         )
     return tensors, header
+
+
+def save_subnet_weights(path: Path, detector: StaticDetector) -> None:
+    """Write the weights of an extracted and recalibrated detector."""
+    write_tensors(path, dict(detector.state_dict()), "subnet_weights", {})
+
+
+def load_subnet(path: Path) -> tuple[Subnet, StaticDetector]:
+    """Read a subnet.json and the detector that its weights make, in evaluation mode.
+
+    Raises:
+        UserError: see `Subnet.load`; or the weights are not those of its arch.
+    """
+    subnet = Subnet.load(path)
+    weights = path.parent / subnet.weights_file
+    tensors, _ = read_tensors(weights, "subnet_weights", remake="`detofa search`")
+    try:
+        detector = detector_from_state(subnet.space, subnet.arch, tensors)
+    except RuntimeError as error:
+        raise UserError(
+            f"{weights} does not hold the weights of the arch in {path}: "
+            f"{str(error).splitlines()[0]}; make both again with `detofa search`"
+        ) from error
+    return subnet, detector.eval()
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

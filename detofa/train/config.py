@@ -144,9 +144,7 @@ def _image_sizes(value: Any, source: str) -> tuple[tuple[int, int], ...]:
         for size in value
     )
     if not pairs or not value:
-        raise UserError(
-            f"{source}: image_sizes should be a list of [height, width], got {value!r}"
-        )
+        raise UserError(f"{source}: image_sizes should be a list of [height, width], got {value!r}")
     return tuple((size[0], size[1]) for size in value)
 
 

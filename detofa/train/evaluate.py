@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from detofa.arch import Arch
@@ -85,8 +83,6 @@ def torch_detector(
         postprocessing=postprocessing,
         categories=tuple(categories),
     )
-
-
 
 
 def evaluate_detector(

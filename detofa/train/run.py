@@ -62,8 +62,9 @@ class RunFolder:
             UserError: this is no run.
         """
         if not self.config.is_file():
-            raise UserError(f"{self.path} is no run: it has no config.toml; make one with "
-                            "`detofa train`")
+            raise UserError(
+                f"{self.path} is no run: it has no config.toml; make one with `detofa train`"
+            )
         return TrainConfig.from_json(read_recipe(self.config), str(self.config))
 
     def write_environment(self, command: str) -> None:

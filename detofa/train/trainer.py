@@ -132,9 +132,7 @@ class Trainer:
         )
         self.step = 0
         if run.state.is_file():
-            self.step = load_training_state(
-                run.state, self.supernet, self.averaged, self.optimiser
-            )
+            self.step = load_training_state(run.state, self.supernet, self.averaged, self.optimiser)
             run.forget_after(self.step)
         self._anchors: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
@@ -181,9 +179,7 @@ class Trainer:
             data=self.config.data,
         )
         save_supernet(self.run.supernet, self.averaged_supernet, record)
-        save_training_state(
-            self.run.state, self.supernet, self.averaged, self.optimiser, self.step
-        )
+        save_training_state(self.run.state, self.supernet, self.averaged, self.optimiser, self.step)
 
     @property
     def averaged_supernet(self) -> Supernet:
@@ -207,7 +203,7 @@ class Trainer:
         for arch in archs:
             images, boxes_xyxy = _at_size(batch, arch.image_size, self.device)
             points_xy, strides = self._points(arch)
-            outputs = self.supernet(images, arch)
+            outputs: tuple[Tensor, Tensor] = self.supernet(images, arch)
             if arch.image_size not in targets:
                 labels = [label.to(self.device) for label in batch.labels]
                 targets[arch.image_size] = assign(*outputs, points_xy, strides, boxes_xyxy, labels)
@@ -272,7 +268,7 @@ def _initial_supernet(space: SearchSpace, config: TrainConfig, task: Task) -> Su
         load_earlier_supernet(supernet, Path(config.init), task.categories)
     elif config.init != "random":
         load_pretrained(supernet, config.init)
-    return supernet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return supernet.to(memory_format=torch.channels_last)
 
 
 def _optimiser(supernet: Supernet, config: TrainConfig) -> AdamW:
@@ -298,7 +294,7 @@ def _optimiser(supernet: Supernet, config: TrainConfig) -> AdamW:
 def _ramped_average(
     decay: float,
 ) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
-    """Average exponentially, with a decay that grows from a tenth, so that the start is forgotten."""
+    """Average exponentially, with a decay that grows from a tenth, to forget the start."""
 
     @torch.no_grad()
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:

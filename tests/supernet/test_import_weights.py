@@ -47,8 +47,7 @@ def lite0() -> tuple[Supernet, dict[str, torch.Tensor]]:
 def original_arch(supernet: Supernet) -> Arch:
     largest = supernet.space.largest
     kernels = tuple(
-        (kernel,) * depth
-        for kernel, depth in zip((3, 3, 5, 3, 5, 5), largest.depths, strict=True)
+        (kernel,) * depth for kernel, depth in zip((3, 3, 5, 3, 5, 5), largest.depths, strict=True)
     )
     return Arch(
         image_size=largest.image_size,

@@ -1,0 +1,535 @@
+"""Choose subnets of a trained supernet: evaluate some paths, predict the rest, search, verify."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detofa import timer
+from detofa.arch import Arch
+from detofa.data.dataset import Category, load_dataset
+from detofa.errors import UserError
+from detofa.export.onnx_from_blocks import detector_onnx
+from detofa.files import read_json, sha256_file, write_json
+from detofa.predictor import RidgePredictor
+from detofa.profiling.cost import macs_cost, num_params_cost
+from detofa.profiling.device import this_cpu
+from detofa.profiling.table import LatencyTable
+from detofa.runtime.session import open_onnx
+from detofa.search import (
+    Cap,
+    SearchConfig,
+    SearchResult,
+    finalists,
+    pareto_front,
+    pareto_search,
+    search,
+)
+from detofa.space import Genes, SearchSpace
+from detofa.subnet import Figure, PostProcessing, Subnet
+from detofa.train.checkpoint import load_supernet, save_subnet_weights
+from detofa.train.evaluate import Recalibration, evaluate_path, extract_recalibrated
+from detofa.train.run import RunFolder
+
+Values = NDArray[np.float64]
+Progress = Callable[[str, float], None]
+_BYTES_OF_PARAMETER = 4
+_LABEL_BINS = 4
+_MEASURED_PASSES = 12
+_EVALUATIONS_KIND = "path_evaluations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """An upper limit on a cost.
+
+    Attributes:
+        kind: `latency` (in milliseconds, of a table's device) or `macs`.
+        limit: The limit, in the kind's unit.
+    """
+
+    kind: Literal["latency", "macs"]
+    limit: float
+
+    @property
+    def unit(self) -> str:
+        """Return the unit of the limit."""
+        return "ms" if self.kind == "latency" else "MACs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """A path that was evaluated for real.
+
+    Attributes:
+        arch: The path.
+        predicted_ap: What the predictor said.
+        ap: AP on the validation split, with inherited weights, recalibrated.
+        ap50: AP at IoU 0.50.
+        macs: Multiply-accumulates of the whole detector.
+        num_params: Parameters of the whole detector.
+        predicted_ms: Latency by the table, or None without one.
+        low_ms: Lower edge of its interval.
+        high_ms: Upper edge of its interval, which is compared with the budget.
+        measured_ms: p50 measured on this machine, or None where the table is of another device.
+    """
+
+    arch: Arch
+    predicted_ap: float
+    ap: float
+    ap50: float
+    macs: float
+    num_params: float
+    predicted_ms: float | None = None
+    low_ms: float | None = None
+    high_ms: float | None = None
+    measured_ms: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        record = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return record | {"arch": self.arch.to_json()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The outcome of a search.
+
+    Attributes:
+        subnet_path: The subnet.json written.
+        subnet: Its content.
+        finalists: Best first; the first is the winner.
+        reachable: Range of the cost in this space, for people.
+        note: What the user should know, or None.
+        predictor: The predictor that ranked the candidates.
+    """
+
+    subnet_path: Path
+    subnet: Subnet
+    finalists: tuple[Finalist, ...]
+    reachable: str
+    note: str | None
+    predictor: RidgePredictor
+
+
+class Chooser:
+    """Choose from one run, for one device.
+
+    Args:
+        run: A trained run.
+        table: Latency table of its space; None where only compute counts.
+        seed: Decides the paths that are evaluated and the search.
+        labels: Paths evaluated to fit the predictor, beside the smallest and the largest.
+        on_progress: Told what is being done, and the share done.
+
+    Raises:
+        UserError: the run has no supernet, or the table is of another space.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        *,
+        table: LatencyTable | None = None,
+        seed: int = 0,
+        labels: int = 20,
+        on_progress: Progress = lambda doing, share: None,
+    ) -> None:
+        self.run, self.table, self.seed, self.labels = run, table, seed, labels
+        self.on_progress = on_progress
+        self.supernet, self.record = load_supernet(run.supernet)
+        self.space: SearchSpace = self.record.space
+        if table is not None:
+            table.check(run.path, space=self.space)
+        categories = tuple(Category(id=i, name=name) for i, name in self.record.categories)
+        data = Path(self.record.data)
+        self.validation = load_dataset(data, "val", categories=categories, skip_bad=True)
+        self.recalibration = Recalibration(
+            dataset=load_dataset(data, "train", categories=categories, skip_bad=True),
+            preprocessing=self.record.preprocessing,
+            count=int(self.record.recalibration["images"]),
+            seed=int(self.record.recalibration["seed"]),
+        )
+        self.postprocessing = PostProcessing()
+        self.macs, self.num_params = macs_cost(self.space), num_params_cost(self.space)
+        self._supernet_sha256 = sha256_file(run.supernet)
+        self._evaluated = self._read_evaluations()
+
+    def choose(
+        self,
+        budget: Budget,
+        output: Path,
+        *,
+        top_k: int = 5,
+        max_params: float | None = None,
+        max_file_bytes: float | None = None,
+        command: str = "",
+    ) -> Choice:
+        """Find the best subnet within a budget, and write its subnet.json and weights.
+
+        Args:
+            budget: The limit; a latency's is compared with the upper edge of the prediction.
+            output: The subnet.json to write; weights go beside it.
+            top_k: Predicted best paths that are evaluated for real.
+            max_params: Largest number of parameters.
+            max_file_bytes: Largest size of the fp32 weights.
+            command: The command line, for the record.
+
+        Raises:
+            UserError: nothing in the space fits (the message gives the reachable range).
+        """
+        caps = self._caps(max_params, max_file_bytes)
+        rng = np.random.default_rng([self.seed, 1])
+        cost = self._budget_cost(budget)
+        search_for = {"cost": cost, "unit": budget.unit, "caps": caps}
+        # Whether the budget can be met at all is answered before anything is evaluated.
+        _search(self.space, budget.limit, lambda genes: -cost(genes), rng, search_for, quick=True)
+        predictor = self._fit_predictor()
+        score = self._score(predictor)
+        self.on_progress("search", 0.0)
+        result = _search(self.space, budget.limit, score, rng, search_for)
+        genes = result.genes[finalists(result, top_k)]
+        genes = self._with_best_evaluated(genes, cost, budget.limit, caps)
+        found = self._evaluate_finalists(genes, predictor)
+        found.sort(key=lambda item: (not _within(item, budget), -item.ap))
+        subnet = self._write(found[0], output, command)
+        return Choice(
+            subnet_path=output,
+            subnet=subnet,
+            finalists=tuple(found),
+            reachable=str(result.reachable),
+            note=result.note,
+            predictor=predictor,
+        )
+
+    def front(
+        self,
+        kind: Literal["latency", "macs"],
+        *,
+        count: int = 8,
+        max_params: float | None = None,
+        max_file_bytes: float | None = None,
+        command: str = "",
+    ) -> tuple[Finalist, ...]:
+        """Find the best trade-offs of AP against a cost, and write each into the run.
+
+        Subnets go to `subnets/front-N.json`, the list to `pareto.json`.
+
+        Args:
+            kind: The cost.
+            count: Predicted front points that are evaluated for real.
+            max_params: Largest number of parameters.
+            max_file_bytes: Largest size of the fp32 weights.
+            command: The command line, for the record.
+
+        Returns:
+            The evaluated points that no other beats, cheapest first.
+        """
+        budget = Budget(kind=kind, limit=math.inf)
+        cost = self._budget_cost(budget)
+        predictor = self._fit_predictor()
+        self.on_progress("search", 0.0)
+        result = pareto_search(
+            self.space,
+            score=self._score(predictor),
+            cost=cost,
+            unit=budget.unit,
+            rng=np.random.default_rng([self.seed, 1]),
+            caps=self._caps(max_params, max_file_bytes),
+        )
+        wanted = np.linspace(result.costs[0], result.costs[-1], count)
+        rows = np.unique(np.abs(result.costs[:, None] - wanted).argmin(axis=0))
+        found = self._evaluate_finalists(result.genes[rows], predictor)
+        costs = cost(np.stack([self.space.genes(item.arch) for item in found]))
+        front = [found[i] for i in pareto_front(costs, np.array([item.ap for item in found]))]
+        for index, item in enumerate(front):
+            self._write(item, self.run.subnets / f"front-{index}.json", command)
+        points = [item.to_json() for item in front]
+        write_json(self.run.path / "pareto.json", "pareto", {"cost": kind, "points": points})
+        return tuple(front)
+
+    def evaluate(self, genes: Sequence[Genes], doing: str) -> list[tuple[float, float]]:
+        """Return (AP, AP50) of paths on the validation split; each is evaluated only once.
+
+        What was evaluated is kept in the run, so that an interrupted search goes on.
+        """
+        figures = []
+        for index, row in enumerate(genes):
+            self.on_progress(doing, index / len(genes))
+            key = row.tobytes()
+            if key not in self._evaluated:
+                result = evaluate_path(
+                    self.supernet,
+                    self.space.arch(row),
+                    self.recalibration,
+                    self.validation,
+                    self.postprocessing,
+                )
+                self._evaluated[key] = (result.ap, result.ap50)
+                self._write_evaluations()
+            figures.append(self._evaluated[key])
+        self.on_progress(doing, 1.0)
+        return figures
+
+    # ---- steps of a choice ----------------------------------------------------------------
+
+    def _budget_cost(self, budget: Budget) -> Callable[[Genes], Values]:
+        if budget.kind == "macs":
+            return self.macs
+        if self.table is None:
+            raise UserError(
+                "a latency budget needs a latency table of this space; measure one with "
+                "`detofa profile`"
+            )
+        table = self.table
+        return lambda genes: table.predict_interval(genes)[1]
+
+    def _caps(self, max_params: float | None, max_file_bytes: float | None) -> list[Cap]:
+        caps = []
+        if max_params is not None:
+            caps.append(
+                Cap(
+                    name="the cap on parameters",
+                    cost=self.num_params,
+                    limit=max_params,
+                    unit="parameters",
+                )
+            )
+        if max_file_bytes is not None:
+            caps.append(
+                Cap(
+                    name="the cap on file size",
+                    cost=lambda genes: self.num_params(genes) * _BYTES_OF_PARAMETER,
+                    limit=max_file_bytes,
+                    unit="bytes",
+                )
+            )
+        return caps
+
+    def _encode(self, genes: Genes) -> Values:
+        log_macs = np.log(self.macs(genes))[:, None]
+        return np.concatenate([self.space.encode_compact(genes), log_macs], axis=1)
+
+    def _score(self, predictor: RidgePredictor) -> Callable[[Genes], Values]:
+        return lambda genes: predictor.predict(self._encode(genes))
+
+    def _fit_predictor(self) -> RidgePredictor:
+        """Evaluate paths spread evenly over compute, and fit the predictor on them."""
+        rng = np.random.default_rng([self.seed, 0])
+        ends = np.stack(
+            [self.space.genes(self.space.smallest), self.space.genes(self.space.largest)]
+        )
+        genes = ends
+        if self.labels > 0:
+            low, high = self.macs(ends)
+            edges = np.geomspace(low, high, _LABEL_BINS + 1)
+            per_bin = -(-self.labels // _LABEL_BINS)
+            drawn = self.space.sample_bins(rng, self.macs, edges, per_bin)
+            genes = np.concatenate([ends, rng.permutation(drawn)[: self.labels]])
+        figures = self.evaluate(list(genes), "evaluate paths for the predictor")
+        return RidgePredictor.fit(self._encode(genes), [ap for ap, _ in figures])
+
+    def _with_best_evaluated(
+        self, genes: Genes, cost: Callable[[Genes], Values], limit: float, caps: Sequence[Cap]
+    ) -> Genes:
+        """Add the best path already evaluated that fits: it costs nothing to consider."""
+        keys = sorted(self._evaluated, key=lambda key: -self._evaluated[key][0])
+        rows = np.stack([np.frombuffer(key, np.int8) for key in keys])
+        fits = cost(rows) <= limit
+        for cap in caps:
+            fits &= cap.cost(rows) <= cap.limit
+        best = rows[fits][:1]
+        known = {row.tobytes() for row in genes}
+        fresh = [row for row in best if row.tobytes() not in known]
+        return np.concatenate([genes, np.stack(fresh)]) if fresh else genes
+
+    def _evaluate_finalists(self, genes: Genes, predictor: RidgePredictor) -> list[Finalist]:
+        figures = self.evaluate(list(genes), "evaluate finalists")
+        predicted = self._score(predictor)(genes)
+        macs, num_params = self.macs(genes), self.num_params(genes)
+        found = [
+            Finalist(
+                arch=self.space.arch(row),
+                predicted_ap=float(predicted[index]),
+                ap=figures[index][0],
+                ap50=figures[index][1],
+                macs=float(macs[index]),
+                num_params=float(num_params[index]),
+            )
+            for index, row in enumerate(genes)
+        ]
+        return self._with_latency(found, genes)
+
+    def _with_latency(self, found: list[Finalist], genes: Genes) -> list[Finalist]:
+        table = self.table
+        if table is None:
+            return found
+        predicted = table.predict(genes)
+        low, high = table.predict_interval(genes)
+        measured: list[float | None] = [None] * len(found)
+        if table.device.name == this_cpu().name:
+            self.on_progress("measure finalists", 0.0)
+            measured = self._measure([item.arch for item in found], table)
+        return [
+            replace(
+                item,
+                predicted_ms=float(predicted[index]),
+                low_ms=float(low[index]),
+                high_ms=float(high[index]),
+                measured_ms=measured[index],
+            )
+            for index, item in enumerate(found)
+        ]
+
+    def _measure(self, archs: Sequence[Arch], table: LatencyTable) -> list[float | None]:
+        """Return the p50 of each arch on this machine, timed in turn as the table was."""
+        rng = np.random.default_rng(self.seed)
+        calls = {}
+        for index, arch in enumerate(archs):
+            model = detector_onnx(self.space.blocks(arch), top_k=self.postprocessing.top_k, rng=rng)
+            session = open_onnx(model, threads=table.threads)
+            images = rng.standard_normal((1, 3, *arch.image_size)).astype(np.float32)
+            name = session.get_inputs()[0].name
+            calls[str(index)] = _call(session, {name: images})
+        samples = timer.measure_interleaved(
+            calls,
+            passes=_MEASURED_PASSES,
+            runs_per_visit=5,
+            rng=rng,
+            clock="thread" if table.threads == 1 else "wall",
+        )
+        return [float(np.median(samples[str(index)])) for index in range(len(archs))]
+
+    # ---- files ----------------------------------------------------------------------------
+
+    def _write(self, winner: Finalist, output: Path, command: str) -> Subnet:
+        weights = output.with_suffix(".safetensors")
+        detector = extract_recalibrated(self.supernet, winner.arch, self.recalibration)
+        save_subnet_weights(weights, detector)
+        table = self.table
+        subnet = Subnet(
+            space=self.space,
+            arch=winner.arch,
+            preprocessing=self.record.preprocessing,
+            postprocessing=self.postprocessing,
+            categories=self.record.categories,
+            weights_file=weights.name,
+            weights_sha256=sha256_file(weights),
+            supernet_sha256=self._supernet_sha256,
+            recalibration=dict(self.recalibration.to_json()),
+            figures=self._figures(winner),
+            device=None if table is None else table.device.name,
+            table_sha256=None if table is None else table.sha256,
+            command=command,
+        )
+        subnet.save(output)
+        return subnet
+
+    def _figures(self, winner: Finalist) -> dict[str, Figure]:
+        split = {"split": self.validation.split, "images": len(self.validation.images)}
+        figures = {
+            "ap": Figure(value=winner.ap, unit="AP", source="measured", conditions=split),
+            "ap50": Figure(value=winner.ap50, unit="AP50", source="measured", conditions=split),
+            "ap_predicted": Figure(value=winner.predicted_ap, unit="AP", source="predicted"),
+            "macs": Figure(value=winner.macs, unit="MACs", source="exact"),
+            "num_params": Figure(value=winner.num_params, unit="parameters", source="exact"),
+        }
+        table = self.table
+        if table is None or winner.predicted_ms is None:
+            return figures
+        conditions = {
+            "device": table.device.name,
+            "runtime": table.runtime,
+            "runtime_version": table.runtime_version,
+            "precision": table.precision,
+            "batch": table.batch,
+            "threads": table.threads,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        figures["latency_predicted"] = Figure(
+            value=winner.predicted_ms,
+            unit="ms",
+            source="predicted",
+            conditions=conditions | {"date": table.date},
+            low=winner.low_ms,
+            high=winner.high_ms,
+        )
+        if winner.measured_ms is not None:
+            figures["latency"] = Figure(
+                value=winner.measured_ms, unit="ms", source="measured", conditions=conditions
+            )
+        return figures
+
+    @property
+    def _evaluations_path(self) -> Path:
+        return self.run.path / "path_evaluations.json"
+
+    def _read_evaluations(self) -> dict[bytes, tuple[float, float]]:
+        """Return what was evaluated on these very weights; other weights' figures are left."""
+        if not self._evaluations_path.is_file():
+            return {}
+        record = read_json(self._evaluations_path, _EVALUATIONS_KIND, remake="`detofa search`")
+        if record.get("supernet_sha256") != self._supernet_sha256:
+            return {}
+        try:
+            return {
+                self.space.genes(Arch.from_json(item["arch"])).tobytes(): (
+                    float(item["ap"]),
+                    float(item["ap50"]),
+                )
+                for item in record["paths"]
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self._evaluations_path} was changed ({error}); remove it, and `detofa search` "
+                "makes it again"
+            ) from error
+
+    def _write_evaluations(self) -> None:
+        paths = [
+            {
+                "arch": self.space.arch(np.frombuffer(key, np.int8)).to_json(),
+                "ap": ap,
+                "ap50": ap50,
+            }
+            for key, (ap, ap50) in self._evaluated.items()
+        ]
+        write_json(
+            self._evaluations_path,
+            _EVALUATIONS_KIND,
+            {
+                "supernet_sha256": self._supernet_sha256,
+                "split": self.validation.split,
+                "paths": paths,
+            },
+        )
+
+
+def _search(
+    space: SearchSpace,
+    limit: float,
+    score: Callable[[Genes], Values],
+    rng: np.random.Generator,
+    search_for: dict[str, Any],
+    *,
+    quick: bool = False,
+) -> SearchResult:
+    config = SearchConfig(population=16, generations=1, parents=8) if quick else SearchConfig()
+    return search(space, score=score, budget=limit, rng=rng, config=config, **search_for)
+
+
+def _within(item: Finalist, budget: Budget) -> bool:
+    """Return whether a finalist meets the budget as measured, or as predicted elsewhere."""
+    if budget.kind == "macs":
+        return item.macs <= budget.limit
+    latency_ms = item.measured_ms if item.measured_ms is not None else item.high_ms
+    return latency_ms is not None and latency_ms <= budget.limit
+
+
+def _call(session: Any, inputs: dict[str, NDArray[np.float32]]) -> Callable[[], object]:
+    return lambda: session.run(None, inputs)
