@@ -138,7 +138,9 @@ def detection_loss(
     box_loss = (overlap_loss * targets.weights).sum() + 0.0 * side_logits.sum()
     wanted = torch.cat([points - targets.boxes_xyxy[:, :2], targets.boxes_xyxy[:, 2:] - points], 1)
     side_loss = (_side_entropy(sides, wanted / stride).mean(dim=1) * targets.weights).sum()
-    total = weights.classes * class_loss + weights.boxes * box_loss + weights.sides * side_loss
+    total: Tensor = (
+        weights.classes * class_loss + weights.boxes * box_loss + weights.sides * side_loss
+    )
     return total / normaliser
 
 
