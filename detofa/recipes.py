@@ -1,0 +1,43 @@
+"""Recipes: functions that return complete settings of a training run."""
+
+from pathlib import Path
+
+from detofa.data.transforms import Augmentation
+from detofa.train.config import TrainConfig
+
+
+def default(data: Path) -> TrainConfig:
+    """Return the settings that `detofa train` starts from."""
+    return TrainConfig(data=str(data), init="efficientnet-lite0")
+
+
+def bccd(data: Path) -> TrainConfig:
+    """Return settings for blood cells: no up or down, small objects, one core hour at most."""
+    return TrainConfig(
+        data=str(data),
+        space="lite0",
+        image_sizes=((256, 320),),
+        init="efficientnet-lite0",
+        augmentation=Augmentation(vertical_flip=0.5),
+    )
+
+
+def demo(data: Path) -> TrainConfig:
+    """Return settings for the demo's digits: minutes on two cores, three input sizes.
+
+    Digits have an up and a left, so nothing is mirrored.
+    """
+    return TrainConfig(
+        data=str(data),
+        space="lite0",
+        image_sizes=((96, 128), (128, 160), (160, 192)),
+        init="efficientnet-lite0",
+        steps=300,
+        batch_size=8,
+        largest_first=0.4,
+        learning_rate=2e-3,
+        recalibration_images=64,
+        evaluations=1,
+        checkpoint_steps=100,
+        augmentation=Augmentation(horizontal_flip=0.0, min_scale=0.8, max_scale=1.25),
+    )
