@@ -13,6 +13,7 @@ from detofa.blocks import MBConv, NeckHead, Stem
 from detofa.space import SearchSpace
 from detofa.supernet.layers import Backbone, Head, MBConvLayer, Neck
 
+_SIDE_DECAY = 0.4  # a side is about two strides at the start, so that small objects overlap too
 _CLASS_PRIOR = 0.01  # probability of every class at the start: RetinaNet, arXiv 1708.02002
 
 
@@ -153,6 +154,11 @@ def _initialise(detector: StaticDetector) -> None:
             nn.init.zeros_(module.project.norm.weight)
     for tower in (detector.head.class_tower, detector.head.side_tower):
         nn.init.normal_(tower.output.weight, std=0.01)
-    bias = detector.head.class_tower.output.bias
-    assert bias is not None
-    nn.init.constant_(bias, -math.log((1 - _CLASS_PRIOR) / _CLASS_PRIOR))
+    class_bias = detector.head.class_tower.output.bias
+    side_bias = detector.head.side_tower.output.bias
+    assert class_bias is not None
+    assert side_bias is not None
+    nn.init.constant_(class_bias, -math.log((1 - _CLASS_PRIOR) / _CLASS_PRIOR))
+    bins = detector.head.box_bins
+    with torch.no_grad():
+        side_bias.copy_((-_SIDE_DECAY * torch.arange(bins)).repeat(4))

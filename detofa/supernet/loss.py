@@ -9,6 +9,7 @@ from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from detofa.supernet.decode import boxes_from_sides, expected_sides
 
+_TINY = 1e-30  # IoU^6 of a small object is far below usual epsilons at first
 _SMALLEST_SIDE = 16.0  # pixels: a smaller object still reaches the centres of four P3 cells
 
 
@@ -17,10 +18,10 @@ class Targets:
     """What each anchor of each image should say.
 
     Attributes:
-        scores: (B, A, C) class targets from 0 to 1: the quality of the anchor for its object.
+        scores: (B, A, C) class targets from 0 to 1: `weights` times the best IoU of the object.
         boxes_xyxy: (P, 4) box of each positive anchor, pixels of the input.
         positive: (B, A) bool; P of them are true, in row-major order.
-        weights: (P,) quality of each positive anchor.
+        weights: (P,) how well each positive anchor fits, relative to its object's best (1).
     """
 
     scores: Tensor
@@ -62,8 +63,10 @@ def assign(
     """Give each object the anchors that already fit it best.
 
     Task-aligned assignment (arXiv 2108.07755): anchors inside an object are ranked by
-    score^score_power x IoU^iou_power; the best `candidates` are positive, with the object's best
-    IoU spread over them as their quality. An anchor wanted by two objects takes the better IoU.
+    score^score_power x IoU^iou_power; the best `candidates` are positive. Their class target is the
+    object's best IoU, times how near they come to its best anchor. Box losses are weighted by that
+    nearness alone, so that an object no anchor fits yet (a small one, at first) pulls as strongly.
+    An anchor wanted by two objects takes the better IoU.
 
     Args:
         class_logits: (B, A, C).
@@ -94,15 +97,14 @@ def assign(
         taken = chosen.any(dim=0)
         chosen &= nn.functional.one_hot(owner, len(truth)).T.bool()
         alignment = alignment.masked_fill(~chosen, 0.0)
-        peak = alignment.amax(dim=1, keepdim=True).clamp_min(1e-9)
-        quality = alignment / peak * overlap.masked_fill(~chosen, 0.0).amax(dim=1, keepdim=True)
+        fit = alignment / alignment.amax(dim=1, keepdim=True).clamp_min(_TINY)
+        quality = fit * overlap.masked_fill(~chosen, 0.0).amax(dim=1, keepdim=True)
         anchors = taken.nonzero().squeeze(1)
         owner = owner[anchors]
-        quality = quality[owner, anchors]
-        scores[image, anchors, classes[owner]] = quality
+        scores[image, anchors, classes[owner]] = quality[owner, anchors]
         positive[image, anchors] = True
         boxes.append(truth[owner])
-        weights.append(quality)
+        weights.append(fit[owner, anchors])
     return Targets(
         scores=scores,
         boxes_xyxy=torch.cat(boxes) if boxes else points_xy.new_zeros((0, 4)),
@@ -122,7 +124,7 @@ def detection_loss(
     """Return the loss of one subnet on one batch, a scalar.
 
     Shapes as in `assign`. Every output takes part, also when no image has an object. Sums are
-    divided by the total quality of the positive anchors, at least 1.
+    divided by the total weight of the positive anchors, at least 1.
     """
     normaliser = targets.weights.sum().clamp_min(1.0)
     entropy = nn.functional.binary_cross_entropy_with_logits(

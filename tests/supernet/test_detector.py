@@ -1,0 +1,142 @@
+"""A supernet's paths, extracted or sliced, are the same networks."""
+
+import numpy as np
+import pytest
+import torch
+
+from detofa.arch import Arch
+from detofa.blocks import NeckHead
+from detofa.errors import UserError
+from detofa.presets import PRESETS, preset
+from detofa.space import SearchSpace
+from detofa.supernet.decode import DecodedDetector, anchor_points
+from detofa.supernet.detector import StaticDetector, Supernet
+
+
+def perturbed(space: SearchSpace, seed: int = 0) -> Supernet:
+    """Return a supernet none of whose shortcuts, zero scales or identities can hide an error."""
+    generator = torch.Generator().manual_seed(seed)
+    supernet = Supernet(space).eval()
+    with torch.no_grad():
+        for name, value in supernet.state_dict().items():
+            if value.is_floating_point():
+                noise = torch.randn(value.shape, generator=generator)
+                value.add_(0.1 * (noise.abs() if name.endswith("running_var") else noise))
+    return supernet
+
+
+def images_of(arch: Arch, count: int = 2) -> torch.Tensor:
+    return torch.randn(count, 3, *arch.image_size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_extracted_detector_equals_sliced_forward_on_every_sampled_arch(name: str) -> None:
+    space = preset(name, num_classes=3, image_sizes=[(64, 96), (96, 64)])
+    supernet = perturbed(space)
+    drawn = [space.arch(row) for row in space.sample(np.random.default_rng(0), 6)]
+    for arch in [space.largest, space.smallest, *drawn]:
+        images = images_of(arch)
+        with torch.no_grad():
+            sliced = supernet(images, arch)
+            extracted = supernet.extract(arch)(images)
+        for left, right in zip(sliced, extracted, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
+
+
+def test_different_archs_give_different_outputs() -> None:
+    space = preset("tiny", num_classes=2, image_sizes=[(64, 64)])
+    supernet = perturbed(space)
+    images = images_of(space.largest)
+    with torch.no_grad():
+        assert not torch.allclose(
+            supernet(images, space.largest)[0], supernet(images, space.smallest)[0]
+        )
+
+
+def test_a_smaller_kernel_is_the_transformed_centre_of_the_next_larger_one() -> None:
+    space = preset("ofa-mbv3", num_classes=2, image_sizes=[(64, 64)])
+    supernet = perturbed(space)
+    name = "backbone.stages.1.0.depthwise.conv.weight"
+    full = dict(supernet.largest.named_parameters())[name]
+    small = supernet.sliced_state(space.smallest)[name]
+    to5 = supernet.kernel_transforms["stage1_block0_to5"]
+    to3 = supernet.kernel_transforms["stage1_block0_to3"]
+    channel = full[3, 0]
+    five = (to5 @ channel[1:6, 1:6].flatten()).reshape(5, 5)
+    three = (to3 @ five[1:4, 1:4].flatten()).reshape(3, 3)
+    torch.testing.assert_close(small[3, 0], three)
+
+
+def test_gradients_of_a_path_reach_its_slices_and_nothing_else() -> None:
+    space = preset("tiny", num_classes=2, image_sizes=[(64, 64)])
+    supernet = perturbed(space).train()
+    logits, sides = supernet(images_of(space.smallest), space.smallest)
+    (logits.sum() + sides.square().sum()).backward()
+    expand = supernet.largest.backbone.stages[1][0].expand.conv.weight
+    used = space.block(1, 0, 3, 2, (64, 64)).mid_channels
+    assert expand.grad is not None
+    assert expand.grad[:used].abs().sum() > 0
+    assert expand.grad[used:].abs().sum() == 0
+    assert supernet.largest.backbone.stages[1][1].expand.conv.weight.grad is None
+
+
+def test_training_updates_the_shared_statistics_of_the_slices_used() -> None:
+    space = preset("tiny", num_classes=2, image_sizes=[(64, 64)])
+    supernet = perturbed(space).train()
+    norm = supernet.largest.backbone.stages[1][0].expand.norm
+    before = norm.running_mean.clone()
+    supernet(images_of(space.smallest), space.smallest)
+    used = space.block(1, 0, 3, 2, (64, 64)).mid_channels
+    assert (norm.running_mean[:used] != before[:used]).all()
+    assert torch.equal(norm.running_mean[used:], before[used:])
+
+
+def test_extracting_an_arch_outside_the_space_names_what_is_allowed() -> None:
+    space = preset("tiny", num_classes=2, image_sizes=[(64, 64)])
+    outside = preset("tiny", num_classes=2, image_sizes=[(96, 96)]).largest
+    with pytest.raises(UserError, match=r"image_size is \(96, 96\); this space allows"):
+        Supernet(space).extract(outside)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 64), (160, 224)])
+def test_outputs_have_one_row_for_each_anchor_point(size: tuple[int, int]) -> None:
+    space = preset("tiny", num_classes=4, image_sizes=[size])
+    neck_head = space.blocks(space.smallest)[-1]
+    assert isinstance(neck_head, NeckHead)
+    points_xy, strides = anchor_points(neck_head)
+    logits, sides = StaticDetector(space, space.smallest)(images_of(space.smallest))
+    assert logits.shape == (2, len(points_xy), 4)
+    assert sides.shape == (2, len(points_xy), 4, space.box_bins)
+    assert points_xy[0].tolist() == [4.0, 4.0]
+    assert strides[-1] == 64
+    assert (points_xy[strides == 8] < torch.tensor([size[1], size[0]])).all()
+
+
+class Fixed(torch.nn.Module):
+    """Say one thing, whatever the image."""
+
+    def __init__(self, logits: torch.Tensor, sides: torch.Tensor) -> None:
+        super().__init__()
+        self.logits, self.sides = logits, sides
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.logits, self.sides
+
+
+def test_decoding_gives_the_box_that_the_sides_describe_best_anchor_first() -> None:
+    space = preset("tiny", num_classes=2, image_sizes=[(64, 96)])
+    neck_head = space.blocks(space.largest)[-1]
+    assert isinstance(neck_head, NeckHead)
+    points_xy, strides = anchor_points(neck_head)
+    anchor = int((strides == 16).nonzero()[0]) + 2  # second row of strides: centre (40, 8)
+    logits = torch.full((1, len(strides), 2), -9.0)
+    logits[0, anchor, 1] = 3.0
+    sides = torch.full((1, len(strides), 4, space.box_bins), -50.0)
+    for side, steps in enumerate((1, 0, 2, 3)):
+        sides[0, anchor, side, steps] = 50.0
+    detector = DecodedDetector(Fixed(logits, sides), neck_head, top_k=5)
+    boxes, scores, _, _ = detector(torch.zeros(1, 3, 64, 96))
+    assert boxes.shape == (1, 5, 4)
+    assert points_xy[anchor].tolist() == [40.0, 8.0]
+    torch.testing.assert_close(boxes[0, 0], torch.tensor([24.0, 8.0, 72.0, 56.0]))
+    torch.testing.assert_close(scores[0, 0], torch.tensor([-9.0, 3.0]).sigmoid())

@@ -1,0 +1,246 @@
+"""Training: what a run does is decided by its settings, and an interrupted run loses nothing."""
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detofa.data.dataset import load_dataset
+from detofa.data.demo import make_demo_dataset
+from detofa.data.evaluation import AveragePrecision
+from detofa.errors import UserError
+from detofa.presets import preset
+from detofa.subnet import PostProcessing
+from detofa.train.checkpoint import load_supernet, load_training_state, save_supernet
+from detofa.train.config import TrainConfig, read_recipe
+from detofa.train.evaluate import Recalibration, evaluate_path
+from detofa.train.run import RunFolder, newest_run
+from detofa.train.trainer import Task, Trainer, learning_rate_factor, sandwich
+
+CPU = torch.device("cpu")
+
+
+class Quiet:
+    """Count, and keep what was said."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.evaluations: list[dict[str, AveragePrecision]] = []
+
+    def on_step(self, step: int, steps: int, loss: float, images_per_s: float) -> None:
+        assert 1 <= step <= steps
+        assert images_per_s > 0
+        self.losses.append(loss)
+
+    def on_evaluation(self, step: int, results: dict[str, AveragePrecision]) -> None:
+        self.evaluations.append(results)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    make_demo_dataset(folder, train=16, val=4, test=4, image_size=(96, 128))
+    return folder
+
+
+def config_of(data: Path, **changes: object) -> TrainConfig:
+    config = TrainConfig(
+        data=str(data),
+        space="tiny",
+        image_sizes=((64, 64), (64, 96)),
+        steps=6,
+        batch_size=4,
+        largest_first=0.2,
+        recalibration_images=8,
+        evaluations=0,
+        checkpoint_steps=2,
+        distillation=0.5,
+    )
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+def trainer_of(config: TrainConfig, folder: Path) -> Trainer:
+    folder.mkdir(parents=True, exist_ok=True)
+    data = Path(config.data)
+    task = Task(train=load_dataset(data, "train"), validation=load_dataset(data, "val"))
+    return Trainer(config, task, RunFolder(path=folder), CPU)
+
+
+def never() -> bool:
+    return False
+
+
+def test_a_stopped_and_resumed_run_equals_a_straight_one(digits: Path, tmp_path: Path) -> None:
+    config = config_of(digits)
+    straight = trainer_of(config, tmp_path / "straight")
+    observer = Quiet()
+    assert straight.train(observer, never)
+
+    first = trainer_of(config, tmp_path / "stopped")
+    early = Quiet()
+    assert not first.train(early, lambda: len(early.losses) == 3)
+    second = trainer_of(config, tmp_path / "stopped")
+    assert second.step == 3
+    late = Quiet()
+    assert second.train(late, never)
+    assert early.losses + late.losses == observer.losses
+    left, _ = load_supernet(straight.run.supernet)
+    right, _ = load_supernet(second.run.supernet)
+    for name, value in left.state_dict().items():
+        assert torch.equal(value, right.state_dict()[name]), name
+    steps = [record["step"] for record in second.run.read_metrics()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_crash_loses_no_more_than_the_checkpoint_interval(digits: Path, tmp_path: Path) -> None:
+    config = config_of(digits)
+    crashed = trainer_of(config, tmp_path)
+
+    class Crash(Quiet):
+        def on_step(self, step: int, steps: int, loss: float, images_per_s: float) -> None:
+            if step == 6:
+                raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        crashed.train(Crash(), never)
+    resumed = trainer_of(config, tmp_path)
+    assert resumed.step == 4
+    assert [record["step"] for record in resumed.run.read_metrics()] == [1, 2, 3, 4]
+
+
+def test_the_loss_falls_and_the_same_seed_gives_the_same_losses(
+    digits: Path, tmp_path: Path
+) -> None:
+    config = config_of(digits, steps=25, largest_first=1.0, learning_rate=3e-3, warm_up=0.1)
+    first, second, other = Quiet(), Quiet(), Quiet()
+    trainer_of(config, tmp_path / "a").train(first, never)
+    trainer_of(config, tmp_path / "b").train(second, never)
+    trainer_of(dataclasses.replace(config, seed=1, steps=2), tmp_path / "c").train(other, never)
+    assert first.losses == second.losses
+    assert first.losses[0] != other.losses[0]
+    assert np.mean(first.losses[-5:]) < 0.96 * np.mean(first.losses[:5])
+
+
+def test_a_sandwich_has_both_ends_and_depends_on_seed_and_step_alone() -> None:
+    space = preset("lite0", num_classes=2)
+    paths = sandwich(space, 3, seed=1, step=7)
+    assert paths[:2] == [space.largest, space.smallest]
+    assert len(set(paths)) == 5
+    assert paths == sandwich(space, 3, seed=1, step=7)
+    assert paths[2:] != sandwich(space, 3, seed=1, step=8)[2:]
+    assert paths[2:] != sandwich(space, 3, seed=2, step=7)[2:]
+
+
+def test_the_rate_rises_to_one_and_falls_to_two_percent() -> None:
+    config = TrainConfig(data="x", steps=100, warm_up=0.1)
+    factors = [learning_rate_factor(step, config) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == 1.0
+    assert np.argmax(factors) in (9, 10)
+    assert factors[-1] == pytest.approx(0.02, abs=0.002)
+    assert all(a >= b for a, b in pairwise(factors[10:]))
+
+
+def test_progress_reports_largest_smallest_and_random_paths(digits: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(config_of(digits, steps=2, evaluations=1), tmp_path)
+    observer = Quiet()
+    trainer.train(observer, never)
+    assert [set(results) for results in observer.evaluations] == [{"largest", "smallest", "random"}]
+    (record,) = (r for r in trainer.run.read_metrics() if "ap" in r)
+    assert record["step"] == 2
+    assert all(0 <= value <= 1 for value in record["ap"].values())
+
+
+def test_evaluating_a_path_leaves_the_supernet_as_it_was(digits: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(config_of(digits), tmp_path)
+    before = {name: value.clone() for name, value in trainer.supernet.state_dict().items()}
+    recalibration = Recalibration(
+        dataset=trainer.task.train, preprocessing=trainer.preprocessing, count=8
+    )
+    arguments = (recalibration, trainer.task.validation, PostProcessing())
+    first = evaluate_path(trainer.supernet, trainer.space.smallest, *arguments)
+    evaluate_path(trainer.supernet, trainer.space.largest, *arguments)
+    assert evaluate_path(trainer.supernet, trainer.space.smallest, *arguments) == first
+    for name, value in trainer.supernet.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_starting_from_a_supernet_of_other_classes_keeps_what_both_know(
+    digits: Path, tmp_path: Path
+) -> None:
+    earlier = trainer_of(config_of(digits, steps=1), tmp_path / "earlier")
+    earlier.train(Quiet(), never)
+    weights, record = load_supernet(earlier.run.supernet)
+    bias = weights.largest.head.class_tower.output.bias
+    with torch.no_grad():
+        bias.copy_(torch.arange(len(bias)).float())
+
+    names = [(1, "0"), (2, "new"), *[(i + 1, str(i)) for i in range(2, 10)]]
+    save_supernet(
+        earlier.run.supernet, weights, dataclasses.replace(record, categories=tuple(names))
+    )
+    later = trainer_of(
+        config_of(digits, init=str(earlier.run.supernet), seed=5), tmp_path / "later"
+    )
+    got = later.supernet.largest.head.class_tower.output.bias.tolist()
+    assert got[0] == 0.0
+    assert got[1] == pytest.approx(-np.log(99), abs=1e-4)  # "1" is new to the earlier supernet
+    assert got[2:] == [float(i) for i in range(2, 10)]
+    stem = "largest.backbone.stem.conv.weight"
+    assert torch.equal(later.supernet.state_dict()[stem], weights.state_dict()[stem])
+
+
+def test_a_truncated_state_is_refused_with_what_to_do(digits: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(config_of(digits, steps=1), tmp_path)
+    trainer.train(Quiet(), never)
+    trainer.run.state.write_bytes(trainer.run.state.read_bytes()[:1000])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        load_training_state(
+            trainer.run.state, trainer.supernet, trainer.averaged, trainer.optimiser
+        )
+    with pytest.raises(UserError, match="does not exist"):
+        load_supernet(tmp_path / "none.safetensors")
+
+
+def test_a_supernet_file_of_another_space_is_refused(digits: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(config_of(digits, steps=1), tmp_path / "a")
+    trainer.train(Quiet(), never)
+    with pytest.raises(UserError, match="supernet of space tiny, this run trains lite0"):
+        trainer_of(config_of(digits, space="lite0", init=str(trainer.run.supernet)), tmp_path / "b")
+
+
+def test_a_config_survives_its_file(digits: Path, tmp_path: Path) -> None:
+    run = RunFolder(path=tmp_path)
+    config = config_of(digits, learning_rate=3e-4)
+    config.save(run.config)
+    assert run.load_config() == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz = 3", r"unknown settings \['stepz'\]"),
+        ("steps = 'many'", "steps should be int, got 'many'"),
+        ("steps = 0", "steps should be from 1"),
+        ("image_sizes = [[64]]", "list of .height, width."),
+        ("[augmentation]\nhue = 3.0", "hue should be from 0 to 0.5"),
+        ("[augmentation]\nblur = 3.0", r"unknown settings \['blur'\]"),
+        ("steps = ", "is not TOML"),
+    ],
+)
+def test_a_faulty_recipe_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        TrainConfig.from_json({"data": "x", **read_recipe(path)}, str(path))
+
+
+def test_the_newest_run_is_the_one_trained_last(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no trained run"):
+        newest_run(tmp_path)
+    for name in ("b", "a"):
+        trainer_of(config_of(digits, steps=1), tmp_path / name).train(Quiet(), never)
+    assert newest_run(tmp_path).path.name == "a"
