@@ -1,0 +1,86 @@
+"""The command line: thin commands over the library; what is heavy is imported inside each."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from detofa import __version__
+from detofa.cli import data, measure, models, runs, search, space, train
+from detofa.errors import UserError
+
+_EPILOG = (
+    "Exit codes: 0 done; 1 something you can mend, named in the message; 2 wrong usage; "
+    "130 stopped by Ctrl-C."
+)
+
+app = typer.Typer(
+    name="detofa",
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(data.app, name="data")
+app.add_typer(space.app, name="space")
+app.command("train", short_help="Train a supernet on your data, or resume a run.")(train.train)
+app.command("profile", short_help="Measure a space on a device; writes a latency table.")(
+    measure.profile
+)
+app.command("devices", short_help="List devices and latency tables.")(measure.devices)
+app.command("search", short_help="Find the best detector for a budget.")(search.search)
+app.command("export", short_help="Write a verified ONNX file or a TensorRT engine.")(models.export)
+app.command("eval", short_help="Measure a detector's average precision.")(models.evaluate)
+app.command("predict", short_help="Find objects in images; draws boxes.")(models.predict)
+app.command("bench", short_help="Measure a detector's latency.")(measure.bench)
+app.add_typer(runs.app, name="runs")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit the process.
+
+    Args:
+        arguments: What follows the program's name; that of this process if not given.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    try:
+        app(args=arguments, prog_name="detofa")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"detofa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _detofa(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Train one detection supernet on your data; get a detector for every latency budget."""
+
+
+@app.command("demo", short_help="The whole loop on a built-in data set, in minutes.")
+def demo(
+    output: Annotated[str, typer.Option(help="Folder for everything the demo makes.")] = "demo",
+    seed: Annotated[int, typer.Option(help="Decides data, training and search.", min=0)] = 0,
+) -> None:
+    """Show the whole loop on a small built-in data set, in minutes on a CPU."""
+    from pathlib import Path
+
+    from detofa.demo import run_demo
+
+    run_demo(Path(output), seed)

@@ -1,0 +1,113 @@
+"""`detofa data`: look at a data set, check it, split it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from detofa.cli.display import show_table
+from detofa.cli.options import Seed, parsed
+from detofa.errors import UserError
+
+if TYPE_CHECKING:
+    from detofa.data.check import CheckReport
+
+app = typer.Typer(help="Check and split data sets in COCO, VOC or YOLO layout.")
+Folder = Annotated[Path, typer.Argument(help="The data set's folder.", metavar="DIR")]
+
+
+@app.command("check")
+def check(
+    folder: Folder,
+    strict: Annotated[bool, typer.Option(help="Exit 1 for warnings too.")] = False,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a picture of some images with their boxes.")
+    ] = None,
+) -> None:
+    """Count images and boxes, decode every image, and list every fault; exit 1 on errors."""
+    from detofa.data.check import check_dataset
+
+    report = check_dataset(folder)
+    _show_report(report)
+    for fault in report.faults:
+        print(f"{fault.severity}: {fault}")
+    num_warnings = len(report.faults) - report.num_errors
+    print(f"{report.num_errors} errors, {num_warnings} warnings")
+    if sheet is not None:
+        _draw(report, sheet)
+        print(f"boxes drawn in {sheet}")
+    if report.num_errors or (strict and num_warnings):
+        raise typer.Exit(1)
+
+
+@app.command("split")
+def split(
+    folder: Folder,
+    fractions: Annotated[
+        str, typer.Option(help="Shares of train, val and test.")
+    ] = "0.7,0.15,0.15",
+    seed: Seed = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what is bad.")] = False,
+) -> None:
+    """Say which image is in which split, in detofa_splits.json; nothing is moved."""
+    shares = parsed(_parse_fractions, fractions, "--fractions")
+
+    from detofa.data.dataset import available_splits, load_dataset
+    from detofa.data.split import split_dataset
+
+    path = split_dataset(folder, fractions=shares, seed=seed, skip_bad=skip_bad)
+    rows = []
+    for name in available_splits(folder):
+        dataset = load_dataset(folder, name, skip_bad=True)
+        rows.append([name, str(len(dataset.images)), str(sum(dataset.boxes_per_class()))])
+    show_table("", ["split", "images", "boxes"], rows)
+    print(f"wrote {path}")
+
+
+def _show_report(report: "CheckReport") -> None:
+    print(f"{report.root}: {report.layout.upper()} layout")
+    rows = []
+    for part in report.splits:
+        sizes = [f"{height}x{width} ({n})" for (height, width), n in part.image_sizes.items()]
+        more = f" and {len(sizes) - 2} more" if len(sizes) > 2 else ""
+        sides = part.box_side_percentiles
+        rows.append(
+            [
+                part.split,
+                str(part.num_images),
+                str(part.num_images_without_boxes),
+                str(part.num_boxes),
+                "-" if sides is None else " ".join(f"{side:.0f}" for side in sides),
+                ", ".join(sizes[:2]) + more,
+            ]
+        )
+    columns = ["split", "images", "without boxes", "boxes"]
+    columns += ["box side px (p5 p50 p95)", "image sizes (height x width)"]
+    show_table("", columns, rows)
+    names = list(dict.fromkeys(name for part in report.splits for name in part.boxes_per_class))
+    counts = [
+        [name, *(str(part.boxes_per_class.get(name, 0)) for part in report.splits)]
+        for name in names
+    ]
+    show_table("", ["class", *(f"boxes in {part.split}" for part in report.splits)], counts)
+
+
+def _draw(report: "CheckReport", sheet: Path) -> None:
+    import dataclasses
+
+    from detofa.data.check import draw_contact_sheet
+    from detofa.data.dataset import load_dataset
+
+    bad = {fault.file for fault in report.faults if fault.severity == "error"}
+    dataset = load_dataset(report.root, report.splits[0].split, skip_bad=True)
+    whole = tuple(image for image in dataset.images if image.path not in bad)
+    if not whole:
+        raise UserError(f"{report.root} has no image that can be drawn; mend the errors above")
+    draw_contact_sheet(dataclasses.replace(dataset, images=whole), sheet)
+
+
+def _parse_fractions(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise UserError(f"{text!r} is not three shares such as 0.7,0.15,0.15") from None

@@ -1,0 +1,76 @@
+"""What commands show: tables, progress, ages."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+
+_SECONDS_BETWEEN_LINES = 10.0
+_WIDTH_OF_A_FILE = 240  # columns of a table that goes to a file or a pipe
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; the first column is text, the others are aligned right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(columns):
+        table.add_column(Text(name), justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE).print(table)
+
+
+@contextlib.contextmanager
+def shown_progress() -> Iterator[Callable[[str, float], None]]:
+    """Yield a function that is told what is being done and the share done, 0 to 1.
+
+    A bar on a terminal, else a line every few seconds; both on the error stream, so that a
+    command's output holds its result only.
+    """
+    if not sys.stderr.isatty():
+        yield _Lines().update
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("starting", total=1.0)
+        yield lambda doing, share: progress.update(task, description=doing, completed=share)
+
+
+class _Lines:
+    """Prints progress as lines: at every new thing, and now and then in between."""
+
+    def __init__(self) -> None:
+        self._doing, self._last = "", 0.0
+
+    def update(self, doing: str, share: float) -> None:
+        now = time.monotonic()
+        if doing != self._doing or now - self._last >= _SECONDS_BETWEEN_LINES:
+            print(f"{doing}: {share:.0%}", file=sys.stderr, flush=True)
+            self._doing, self._last = doing, now
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people: `45 s`, `12 min`, `3.5 h`, `12 days`."""
+    for limit, factor, unit in ((100, 1, "s"), (6000, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / factor:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} days"
+
+
+def age(date: str) -> str:
+    """Write how long ago an ISO 8601 date with time zone was."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(date)).total_seconds()
+    return duration(max(seconds, 0.0))
+
+
+def average_precision(value: float | None) -> str:
+    """Write an AP from 0 to 1; a dash where there is none."""
+    return "-" if value is None else f"{value:.3f}"

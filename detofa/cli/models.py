@@ -1,0 +1,306 @@
+"""`detofa export`, `eval` and `predict`: from subnet.json to files, figures and pictures."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detofa.cli.display import average_precision, show_table
+from detofa.cli.options import Seed, Threads
+from detofa.cli.runs import data_of_subnet
+from detofa.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from detofa.data.evaluation import AveragePrecision
+    from detofa.export.export import Exported
+    from detofa.runtime.detections import Detections
+    from detofa.runtime.detector import Detector
+    from detofa.subnet import Subnet
+
+_IMAGES_TO_VERIFY = 8
+Model = Annotated[Path, typer.Argument(help="An .onnx file or a subnet.json.")]
+
+
+class Target(StrEnum):
+    """What to export to."""
+
+    ONNX = "onnx"
+    TENSORRT = "tensorrt"
+
+
+def export(
+    subnet: Annotated[Path, typer.Argument(help="A subnet.json that `detofa search` wrote.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write.  [default: NAME.onnx beside it]")
+    ] = None,
+    to: Annotated[Target, typer.Option(help="ONNX, or a TensorRT engine beside it.")] = Target.ONNX,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with images to verify on.  [default: the run's data set]"),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Write a detector as one ONNX file, verified against PyTorch, with a manifest beside it."""
+    if to is Target.TENSORRT:
+        from detofa.export.to_tensorrt import import_tensorrt
+
+        import_tensorrt()
+    import numpy as np
+
+    from detofa.blocks import NeckHead
+    from detofa.export.export import export_subnet
+    from detofa.supernet.decode import DecodedDetector
+    from detofa.train.checkpoint import load_subnet
+
+    record, detector = load_subnet(_is_subnet(subnet))
+    neck_head = record.space.blocks(record.arch)[-1]
+    assert isinstance(neck_head, NeckHead)
+    rng = np.random.default_rng(seed)
+    exported = export_subnet(
+        DecodedDetector(detector, neck_head, record.postprocessing.top_k).eval(),
+        record,
+        output or subnet.with_suffix(".onnx"),
+        images=_images_to_verify(record, data, rng),
+        rng=rng,
+    )
+    _show_export(exported)
+    if to is Target.TENSORRT:
+        from detofa.export.to_tensorrt import build_engine
+
+        engine = exported.model_path.with_suffix(".engine")
+        beside = build_engine(exported.model_path, engine)
+        print(f"wrote {engine} and {beside}")
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[
+        Path | None, typer.Option(help="The data set's folder.  [default: that of the run]")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    threads: Threads = 1,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out faulty images instead of stopping.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a detector's COCO average precision on a split."""
+    import dataclasses
+    import json
+
+    from detofa.data.dataset import Category, load_dataset
+    from detofa.train.evaluate import evaluate_detector
+
+    detector, subnet = open_model(model, threads)
+    with detector:
+        root = data or data_of_subnet(subnet)
+        if root is None:
+            raise UserError(
+                f"the data set that {model} was trained on is not found from here; name its "
+                "folder with --data"
+            )
+        expected = tuple(Category(id=number, name=name) for number, name in detector.categories)
+        dataset = load_dataset(root, split, categories=expected, skip_bad=skip_bad)
+        result, _ = evaluate_detector(detector, dataset)
+    if as_json:
+        about = {"model": str(model), "data": str(root), "split": dataset.split}
+        figures = {"images": len(dataset.images), **dataclasses.asdict(result)}
+        print(json.dumps({**about, **figures}, indent=1))
+        return
+    print(f"{model} on {root}, split {dataset.split}: {len(dataset.images)} images")
+    _show_precision(result)
+
+
+def predict(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("predictions"),
+    score: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Least score of a box.  [default: the model's own]"),
+    ] = None,
+    threads: Threads = 1,
+) -> None:
+    """Find objects in images; writes pictures with boxes, and predictions.json in COCO's format."""
+    from detofa.imaging import read_image
+
+    paths = _image_files(images)
+    detector, _ = open_model(model, threads)
+    with detector:
+        # All images are read before anything is written: a broken one leaves nothing half done.
+        found = [detector.detect([read_image(path)], score_threshold=score)[0] for path in paths]
+    _write_predictions(output, paths, found, detector)
+    counts = dict.fromkeys(detector.class_names, 0)
+    for detections in found:
+        for label in detections.labels:
+            counts[detector.class_names[int(label)]] += 1
+    show_table("", ["class", "boxes"], [[name, str(count)] for name, count in counts.items()])
+    print(f"{sum(counts.values())} boxes in {len(paths)} images; see {output}")
+
+
+def open_model(path: Path, threads: int) -> "tuple[Detector, Subnet | None]":
+    """Open an .onnx file (without PyTorch) or a subnet.json (with it).
+
+    Returns:
+        The detector, and the subnet it was made from where that is known.
+
+    Raises:
+        UserError: neither of both, missing, or damaged.
+    """
+    if path.suffix == ".onnx":
+        from detofa.runtime.detector import open_detector
+        from detofa.runtime.manifest import Manifest, manifest_path
+
+        detector = open_detector(path, threads=threads)
+        beside = manifest_path(path)
+        return detector, Manifest.load(beside).subnet if beside.is_file() else None
+    _is_subnet(path)
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"running {path} needs PyTorch ({error}); install it with pip install "
+            "'detofa[train]', or give an .onnx file"
+        ) from error
+
+    from detofa.train.checkpoint import load_subnet
+    from detofa.train.evaluate import torch_detector
+
+    torch.set_num_threads(threads)
+    subnet, module = load_subnet(path)
+    detector = torch_detector(
+        module,
+        subnet.space,
+        subnet.arch,
+        subnet.preprocessing,
+        subnet.categories,
+        subnet.postprocessing,
+    )
+    return detector, subnet
+
+
+def _is_subnet(path: Path) -> Path:
+    if path.suffix != ".json":
+        raise UserError(
+            f"{path} should be a subnet.json that `detofa search` wrote, or for eval, predict and "
+            "bench an .onnx file that `detofa export` wrote"
+        )
+    return path
+
+
+def _images_to_verify(
+    subnet: "Subnet", data: Path | None, rng: "np.random.Generator"
+) -> "dict[str, NDArray[np.uint8]]":
+    """Return real images to compare on; noise, with a note, where none can be reached."""
+    import numpy as np
+
+    from detofa.imaging import read_image
+
+    root = data or data_of_subnet(subnet)
+    if root is None:
+        print("the run's data set is not found from here: verified on noise only (see --data)")
+        return {"noise": rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)}
+    images = {}
+    paths = _image_files([root])
+    for index in rng.permutation(len(paths)):
+        try:
+            images[str(paths[index].relative_to(root))] = read_image(paths[index])
+        except UserError:
+            continue  # a broken image of the data set; others will do
+        if len(images) == _IMAGES_TO_VERIFY:
+            break
+    if not images:
+        raise UserError(f"no image under {root} can be read; name another folder with --data")
+    return images
+
+
+def _show_export(exported: "Exported") -> None:
+    report = exported.report.to_json()
+    worst = max(report["head_relative_errors"].values())
+    print(f"wrote {exported.model_path} and {exported.manifest_path}")
+    print(
+        f"verified against PyTorch: raw heads within {worst:.1e} relative; "
+        f"{report['num_matched']} of {report['num_compared']} boxes found again, worst IoU "
+        f"{report['worst_iou']:.4f}, worst score difference {report['worst_score_difference']:.1e}"
+    )
+    print(f"next: `detofa predict {exported.model_path} IMAGES`")
+
+
+def _show_precision(result: "AveragePrecision") -> None:
+    sizes = {"small": result.ap_small, "medium": result.ap_medium, "large": result.ap_large}
+    print(f"AP {result.ap:.4f}, AP50 {result.ap50:.4f}, AP75 {result.ap75:.4f}")
+    print("AP by size: " + ", ".join(f"{k} {average_precision(v)}" for k, v in sizes.items()))
+    rows = [
+        [item.name, average_precision(item.ap), average_precision(item.ap50)]
+        for item in result.per_class
+    ]
+    show_table("", ["class", "AP", "AP50"], rows)
+
+
+def _image_files(given: Sequence[Path]) -> list[Path]:
+    """Return the image files that are given, and those anywhere in the folders given.
+
+    Raises:
+        UserError: a path does not exist, or there are no images.
+    """
+    from detofa.data.records import IMAGE_SUFFIXES
+
+    found: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise UserError(
+                    f"the folder {path} has no images; those read are {', '.join(IMAGE_SUFFIXES)}"
+                )
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"{path} does not exist; give images or folders of images")
+    return list(dict.fromkeys(found))
+
+
+def _write_predictions(
+    output: Path, paths: Sequence[Path], found: "Sequence[Detections]", detector: "Detector"
+) -> None:
+    import io
+
+    from PIL import Image
+
+    from detofa.files import write_bytes, write_json
+    from detofa.imaging import read_image
+    from detofa.runtime.draw import detections_to_json, draw_detections
+
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    for number, (path, detections) in enumerate(zip(paths, found, strict=True), start=1):
+        pixels = read_image(path)
+        name = _free_name(path.stem, taken)
+        buffer = io.BytesIO()
+        drawn = draw_detections(pixels, detections, detector.class_names)
+        Image.fromarray(drawn).save(buffer, format="PNG")
+        write_bytes(output / name, buffer.getvalue())
+        height, width = pixels.shape[:2]
+        record = {"id": number, "file_name": str(path), "height": height, "width": width}
+        images.append(record | {"picture": name})
+        for box in detections_to_json(detections, number, detector.categories):
+            area = box["bbox"][2] * box["bbox"][3]
+            annotations.append(box | {"id": len(annotations) + 1, "area": area, "iscrowd": 0})
+    categories = [{"id": number, "name": name} for number, name in detector.categories]
+    content = {"images": images, "categories": categories, "annotations": annotations}
+    write_json(output / "predictions.json", "predictions", content)
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    name, number = f"{stem}.png", 2
+    while name in taken:
+        name, number = f"{stem}-{number}.png", number + 1
+    taken.add(name)
+    return name

@@ -1,0 +1,49 @@
+"""Options that several commands share, and reading what was typed into them."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
+
+import typer
+
+from detofa.errors import UserError
+from detofa.units import parse_image_size
+
+Value = TypeVar("Value")
+
+Run = Annotated[
+    str | None,
+    typer.Option("--run", help="A run's name or folder.  [default: the newest under runs/]"),
+]
+Threads = Annotated[int, typer.Option(min=1, help="Threads that run the model.")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
+ImageSizes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image-size",
+        metavar="HEIGHTxWIDTH",
+        help="Input size, such as 256x320; give it several times to choose between sizes.",
+    ),
+]
+
+
+def parsed(parse: Callable[[str], Value], text: str, option: str) -> Value:
+    """Return what `parse` makes of an option's text; what it refuses is wrong usage.
+
+    Raises:
+        typer.BadParameter: the text cannot be read; exits 2.
+    """
+    try:
+        return parse(text)
+    except UserError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def image_sizes(texts: Sequence[str] | None) -> tuple[tuple[int, int], ...] | None:
+    """Return the (height, width) of each `--image-size`, or None if it was not given.
+
+    Raises:
+        typer.BadParameter: one cannot be read; exits 2.
+    """
+    if not texts:
+        return None
+    return tuple(parsed(parse_image_size, text, "--image-size") for text in texts)

@@ -1,0 +1,184 @@
+"""`detofa search`: the best detector within a budget, or the front of the best trade-offs."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypedDict
+
+import typer
+
+from detofa.cli.display import average_precision, show_table, shown_progress
+from detofa.cli.measure import locate_table
+from detofa.cli.options import Run, Seed, Threads, parsed
+from detofa.cli.runs import find_run
+from detofa.errors import UserError
+from detofa.units import format_count, parse_count, parse_latency_ms
+
+if TYPE_CHECKING:
+    from detofa.choose import Budget, Chooser, Finalist
+    from detofa.profiling.table import LatencyTable
+    from detofa.subnet import Subnet
+    from detofa.train.run import RunFolder
+
+
+class Caps(TypedDict):
+    """Limits on a detector's size, or None."""
+
+    max_params: float | None
+    max_file_bytes: float | None
+
+
+def search(
+    latency: Annotated[str | None, typer.Option(help="Budget, such as 10ms.")] = None,
+    macs: Annotated[str | None, typer.Option(help="Budget, such as 300M.")] = None,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="The best trade-offs instead of one budget.")
+    ] = False,
+    run: Run = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, or words of the name of a device with a table.")
+    ] = "cpu",
+    threads: Threads = 1,
+    max_params: Annotated[str | None, typer.Option(help="Cap, such as 2M.")] = None,
+    max_file_size: Annotated[str | None, typer.Option(help="Cap in bytes, such as 8M.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Finalists evaluated for real.")] = 5,
+    labels: Annotated[
+        int, typer.Option(min=0, help="Paths evaluated to fit the predictor of AP.")
+    ] = 24,
+    seed: Seed = 0,
+    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("subnet.json"),
+) -> None:
+    """Find the best detector for a budget; writes subnet.json and the weights beside it."""
+    budgets = [latency is not None, macs is not None, pareto]
+    if sum(budgets) != 1:
+        raise typer.BadParameter("give exactly one", param_hint="--latency, --macs, --pareto")
+    limit = None
+    if latency is not None:
+        limit = parsed(parse_latency_ms, latency, "--latency")
+    elif macs is not None:
+        limit = float(parsed(lambda text: parse_count(text, "MACs"), macs, "--macs"))
+    caps = Caps(
+        max_params=_cap(max_params, "--max-params", "a number of parameters"),
+        max_file_bytes=_cap(max_file_size, "--max-file-size", "a number of bytes"),
+    )
+    if output.suffix != ".json":
+        raise typer.BadParameter(f"should end in .json, got {output}", param_hint="--output")
+
+    from detofa.choose import Budget, Chooser
+
+    found = find_run(run)
+    table = _table(found, device, threads, needed=latency is not None)
+    with shown_progress() as on_progress:
+        chooser = Chooser(found, table=table, seed=seed, labels=labels, on_progress=on_progress)
+        print(f"searching {found.path}", flush=True)
+        if limit is None:
+            show = _front(chooser, found, table, caps)
+        else:
+            budget = Budget(kind="latency" if latency else "macs", limit=limit)
+            show = _choose(chooser, budget, f"{latency or macs}", output, top_k, caps)
+    show()
+
+
+def _cap(text: str | None, option: str, what: str) -> float | None:
+    if text is None:
+        return None
+    return float(parsed(lambda typed: parse_count(typed, what), text, option))
+
+
+def _table(run: "RunFolder", device: str, threads: int, *, needed: bool) -> "LatencyTable | None":
+    from detofa.train.checkpoint import load_supernet
+
+    try:
+        return locate_table(load_supernet(run.supernet)[1].space, device, threads)
+    except UserError as error:
+        if needed:
+            raise
+        print(f"latencies are left out: {error}")
+        return None
+
+
+def _choose(
+    chooser: "Chooser",
+    budget: "Budget",
+    typed: str,
+    output: Path,
+    top_k: int,
+    caps: Caps,
+) -> Callable[[], None]:
+    """Search within a budget; return what shows the outcome."""
+    from detofa.train.run import command_line
+
+    choice = chooser.choose(budget, output, top_k=top_k, command=command_line(), **caps)
+    kept = chooser.run.subnets / f"{budget.kind}-{typed.replace(' ', '')}.json"
+    _copy(choice.subnet, output, kept)
+
+    def show() -> None:
+        marks = ["chosen", *[""] * (len(choice.finalists) - 1)]
+        _show(f"{budget.kind} at most {typed}", choice.finalists, marks)
+        print(f"reachable here: {choice.reachable}")
+        if choice.note:
+            print(f"note: {choice.note}")
+        print(f"wrote {output} and {choice.subnet.weights_file} beside it; a copy is {kept}")
+        print(f"next: `detofa export {output}`")
+
+    return show
+
+
+def _front(
+    chooser: "Chooser",
+    run: "RunFolder",
+    table: "LatencyTable | None",
+    caps: Caps,
+) -> Callable[[], None]:
+    """Search for the front; return what shows it."""
+    from detofa.train.run import command_line
+
+    front = chooser.front("macs" if table is None else "latency", command=command_line(), **caps)
+
+    def show() -> None:
+        files = [str(run.subnets / f"front-{index}.json") for index in range(len(front))]
+        _show("the front, cheapest first", front, files)
+        print(f"wrote {run.path / 'pareto.json'} and {len(front)} subnets")
+        if files:
+            print(f"next: `detofa export {files[-1]}`")
+
+    return show
+
+
+def _copy(subnet: "Subnet", source: Path, target: Path) -> None:
+    """Copy a subnet.json and its weights, the weights first."""
+    from detofa.files import write_bytes
+
+    weights = target.with_suffix(".safetensors")
+    write_bytes(weights, (source.parent / subnet.weights_file).read_bytes())
+    dataclasses.replace(subnet, weights_file=weights.name).save(target)
+
+
+def _show(title: str, found: "Sequence[Finalist]", marks: Sequence[str]) -> None:
+    columns = ["", "AP", "AP50", "AP predicted", "ms measured", "ms predicted", "MACs"]
+    columns += ["parameters", "input"]
+    show_table(
+        title,
+        columns,
+        [
+            [
+                mark,
+                average_precision(item.ap),
+                average_precision(item.ap50),
+                average_precision(item.predicted_ap),
+                "-" if item.measured_ms is None else f"{item.measured_ms:.2f}",
+                _predicted(item),
+                format_count(item.macs),
+                format_count(item.num_params),
+                "x".join(str(side) for side in item.arch.image_size),
+            ]
+            for mark, item in zip(marks, found, strict=True)
+        ],
+    )
+    print("AP: validation split, weights inherited from the supernet; ms: p50 of one image")
+
+
+def _predicted(item: "Finalist") -> str:
+    if item.predicted_ms is None:
+        return "-"
+    return f"{item.predicted_ms:.2f} ({item.low_ms:.2f} to {item.high_ms:.2f})"

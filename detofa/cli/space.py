@@ -1,0 +1,72 @@
+"""`detofa space`: what a search space holds."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from detofa.cli.display import show_table
+from detofa.cli.options import ImageSizes, image_sizes
+from detofa.units import format_count
+
+if TYPE_CHECKING:
+    from detofa.space import SearchSpace
+
+app = typer.Typer(help="Look at search spaces.")
+
+
+@app.callback()
+def _space() -> None:
+    """Look at search spaces."""
+
+
+@app.command("show")
+def show(
+    name: Annotated[str | None, typer.Argument(help="A space; all that ship if left out.")] = None,
+    image_size: ImageSizes = None,
+    num_classes: Annotated[int, typer.Option(min=1, help="Classes of the data.")] = 80,
+) -> None:
+    """Show a space's exact size, its choices, and the range of compute and parameters."""
+    sizes = image_sizes(image_size)
+
+    from detofa.presets import PRESETS, preset
+
+    if name is None:
+        spaces = [preset(each, num_classes=num_classes, image_sizes=sizes) for each in PRESETS]
+        columns = ["space", "detectors", "input sizes", "MACs", "parameters"]
+        show_table("", columns, [_summary(space) for space in spaces])
+        print("`detofa space show NAME` shows the choices of one")
+        return
+    space = preset(name, num_classes=num_classes, image_sizes=sizes)
+    _, _, sizes_text, macs, params = _summary(space)
+    print(f"{space.name}: {space.size:,} detectors, {num_classes} classes, input {sizes_text}")
+    print(f"smallest to largest: {macs} MACs, {params} parameters")
+    rows = [
+        [
+            f"stage {index}",
+            str(stage.channels),
+            str(stage.stride),
+            _options(stage.depths),
+            _options(stage.kernel_sizes),
+            _options(stage.expand_ratios),
+            stage.activation + (", squeeze-excite" if stage.squeeze_excite else ""),
+        ]
+        for index, stage in enumerate(space.stages)
+    ]
+    columns = ["", "channels", "stride", "depth", "kernel", "expand", "activation"]
+    show_table("", columns, rows)
+    print(f"neck width: {_options(space.neck_widths)}")
+    print(f"head width: {_options(space.head_widths)}; depth: {_options(space.head_depths)}")
+
+
+def _summary(space: "SearchSpace") -> list[str]:
+    from detofa.profiling.cost import arch_macs, arch_num_params
+
+    ends = (space.smallest, space.largest)
+    macs = [format_count(arch_macs(space, arch)) for arch in ends]
+    params = [format_count(arch_num_params(space, arch)) for arch in ends]
+    sizes = ", ".join(f"{height}x{width}" for height, width in space.image_sizes)
+    return [space.name, f"{space.size:.3g}", sizes, " to ".join(macs), " to ".join(params)]
+
+
+def _options(values: tuple[int, ...]) -> str:
+    return " or ".join(str(value) for value in values)
