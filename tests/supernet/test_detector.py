@@ -72,23 +72,23 @@ def test_gradients_of_a_path_reach_its_slices_and_nothing_else() -> None:
     supernet = perturbed(space).train()
     logits, sides = supernet(images_of(space.smallest), space.smallest)
     (logits.sum() + sides.square().sum()).backward()
-    expand = supernet.largest.backbone.stages[1][0].expand.conv.weight
+    expand = supernet.get_parameter("largest.backbone.stages.1.0.expand.conv.weight")
     used = space.block(1, 0, 3, 2, (64, 64)).mid_channels
     assert expand.grad is not None
     assert expand.grad[:used].abs().sum() > 0
     assert expand.grad[used:].abs().sum() == 0
-    assert supernet.largest.backbone.stages[1][1].expand.conv.weight.grad is None
+    assert supernet.get_parameter("largest.backbone.stages.1.1.expand.conv.weight").grad is None
 
 
 def test_training_updates_the_shared_statistics_of_the_slices_used() -> None:
     space = preset("tiny", num_classes=2, image_sizes=[(64, 64)])
     supernet = perturbed(space).train()
-    norm = supernet.largest.backbone.stages[1][0].expand.norm
-    before = norm.running_mean.clone()
+    mean = supernet.get_buffer("largest.backbone.stages.1.0.expand.norm.running_mean")
+    before = mean.clone()
     supernet(images_of(space.smallest), space.smallest)
     used = space.block(1, 0, 3, 2, (64, 64)).mid_channels
-    assert (norm.running_mean[:used] != before[:used]).all()
-    assert torch.equal(norm.running_mean[used:], before[used:])
+    assert (mean[:used] != before[:used]).all()
+    assert torch.equal(mean[used:], before[used:])
 
 
 def test_extracting_an_arch_outside_the_space_names_what_is_allowed() -> None:

@@ -140,7 +140,8 @@ def test_ofa_stages_and_logits_equal_the_peer(width: str, data_dir: Path, tmp_pa
 
 def arch_of_ofa(supernet: Supernet, config: dict[str, list[int]]) -> Arch:
     largest = supernet.space.largest
-    kernels, ratios = [(3,)], [(1,)]
+    kernels: list[tuple[int, ...]] = [(3,)]
+    ratios: list[tuple[int, ...]] = [(1,)]
     for stage, depth in enumerate(config["d"]):
         kernels.append(tuple(config["ks"][4 * stage : 4 * stage + depth]))
         ratios.append(tuple(config["e"][4 * stage : 4 * stage + depth]))

@@ -33,7 +33,7 @@ def test_the_start_does_not_matter_and_the_settings_come_back() -> None:
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
         for module in net:
             if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.fill_(7.0 * seed)
+                nn.init.constant_(module.get_buffer("running_mean"), 7.0 * seed)
         net[0].load_state_dict({k: torch.full_like(v, 0.1) for k, v in net[0].state_dict().items()})
         net.train()
         recalibrate(net, data, batch_size=3)

@@ -1,0 +1,187 @@
+"""Choosing a subnet: within its budget, evaluated for real, and written whole."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detofa.choose import Budget, Chooser
+from detofa.data.dataset import load_dataset
+from detofa.data.demo import make_demo_dataset
+from detofa.errors import UserError
+from detofa.files import read_json, sha256_file
+from detofa.profiling.measure import profile_space
+from detofa.profiling.table import LatencyTable
+from detofa.subnet import PostProcessing, Subnet
+from detofa.train.checkpoint import load_subnet
+from detofa.train.config import TrainConfig
+from detofa.train.evaluate import evaluate_detector, torch_detector
+from detofa.train.run import RunFolder
+from detofa.train.trainer import Task, Trainer
+
+
+class Silent:
+    """Watch nothing."""
+
+    def on_step(self, step: int, steps: int, loss: float, images_per_s: float) -> None:
+        """Ignore."""
+
+    def on_evaluation(self, step: int, results: object) -> None:
+        """Ignore."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("choose")
+    data = folder / "data"
+    make_demo_dataset(data, train=8, val=4, test=4, image_size=(96, 128))
+    config = TrainConfig(
+        data=str(data),
+        space="tiny",
+        image_sizes=((64, 64), (96, 128)),
+        steps=2,
+        batch_size=4,
+        largest_first=0.0,
+        recalibration_images=4,
+        evaluations=0,
+        checkpoint_steps=2,
+    )
+    run = RunFolder(path=folder / "run")
+    run.path.mkdir()
+    task = Task(train=load_dataset(data, "train"), validation=load_dataset(data, "val"))
+    Trainer(config, task, run, torch.device("cpu")).train(Silent(), lambda: False)
+    return run
+
+
+@pytest.fixture(scope="module")
+def table(run: RunFolder) -> LatencyTable:
+    space = Chooser(run, labels=0).space
+    return profile_space(
+        space,
+        rng=np.random.default_rng(0),
+        num_fit=6,
+        num_held_out=5,
+        passes=2,
+        budget_seconds=5,
+    )
+
+
+def test_the_winner_is_within_a_compute_budget_and_its_files_are_whole(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    chooser = Chooser(run, labels=4)
+    ends = chooser.macs(
+        np.stack([chooser.space.genes(a) for a in (chooser.space.smallest, chooser.space.largest)])
+    )
+    limit = float(ends.mean())
+    choice = chooser.choose(
+        Budget(kind="macs", limit=limit), tmp_path / "subnet.json", top_k=2, command="detofa search"
+    )
+    assert all(item.macs <= limit for item in choice.finalists)
+    assert choice.finalists[0].ap == max(item.ap for item in choice.finalists)
+    subnet, detector = load_subnet(choice.subnet_path)
+    assert subnet == choice.subnet == Subnet.load(tmp_path / "subnet.json")
+    assert subnet.figures["macs"].value == choice.finalists[0].macs
+    assert subnet.supernet_sha256 == sha256_file(run.supernet)
+    again = torch_detector(
+        detector,
+        subnet.space,
+        subnet.arch,
+        subnet.preprocessing,
+        subnet.categories,
+        PostProcessing(),
+    )
+    ap, _ = evaluate_detector(again, chooser.validation)
+    assert ap.ap == subnet.figures["ap"].value
+
+
+def test_what_was_evaluated_is_not_evaluated_again(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(kind="macs", limit=1e12)
+    first = Chooser(run, labels=4).choose(budget, tmp_path / "a.json", top_k=2)
+    monkeypatch.setattr("detofa.choose.evaluate_path", None)
+    second = Chooser(run, labels=4).choose(budget, tmp_path / "b.json", top_k=2)
+    assert [item.arch for item in second.finalists] == [item.arch for item in first.finalists]
+    assert second.note is not None  # a budget that allows everything is said to
+
+
+def test_an_impossible_budget_is_answered_before_anything_is_evaluated(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detofa.choose.evaluate_path", None)
+    (run.path / "path_evaluations.json").unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"MACs"):
+        Chooser(run).choose(Budget(kind="macs", limit=10.0), tmp_path / "subnet.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cap_on_file_size_holds_for_the_file(run: RunFolder, tmp_path: Path) -> None:
+    chooser = Chooser(run, labels=2)
+    smallest = chooser.num_params(chooser.space.genes(chooser.space.smallest)[None])[0]
+    largest = chooser.num_params(chooser.space.genes(chooser.space.largest)[None])[0]
+    limit = 4 * float(smallest + largest) / 2
+    choice = chooser.choose(
+        Budget(kind="macs", limit=1e12),
+        tmp_path / "subnet.json",
+        top_k=1,
+        max_file_bytes=limit,
+    )
+    assert choice.subnet.figures["num_params"].value * 4 <= limit
+    weights = tmp_path / choice.subnet.weights_file
+    # Running statistics and names come on top of the parameters.
+    assert weights.stat().st_size < 1.5 * limit
+
+
+def test_a_latency_budget_needs_a_table_of_this_space(
+    run: RunFolder, table: LatencyTable, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="detofa profile"):
+        Chooser(run).choose(Budget(kind="latency", limit=5.0), tmp_path / "subnet.json")
+    import dataclasses
+
+    foreign = dataclasses.replace(table, space=table.space.with_task(num_classes=3))
+    with pytest.raises(UserError, match="is of space"):
+        Chooser(run, table=foreign)
+
+
+def test_latency_finalists_are_compared_by_the_upper_edge_and_measured(
+    run: RunFolder, table: LatencyTable, tmp_path: Path
+) -> None:
+    chooser = Chooser(run, table=table, labels=2)
+    ends = np.stack(
+        [chooser.space.genes(a) for a in (chooser.space.smallest, chooser.space.largest)]
+    )
+    limit = float(table.predict_interval(ends)[1].mean())
+    choice = chooser.choose(Budget(kind="latency", limit=limit), tmp_path / "subnet.json", top_k=2)
+    for item in choice.finalists:
+        assert item.low_ms is not None
+        assert item.high_ms is not None
+        assert item.predicted_ms is not None
+        assert item.measured_ms is not None
+        assert item.low_ms < item.predicted_ms < item.high_ms <= limit
+        assert item.measured_ms > 0
+    figures = choice.subnet.figures
+    assert figures["latency_predicted"].source == "predicted"
+    assert figures["latency"].conditions["device"] == table.device.name
+    assert choice.subnet.table_sha256 == table.sha256
+
+
+def test_the_front_rises_with_cost_and_is_written(run: RunFolder) -> None:
+    front = Chooser(run, labels=4).front("macs", count=4)
+    costs = [item.macs for item in front]
+    assert costs == sorted(costs)
+    assert [item.ap for item in front] == sorted(item.ap for item in front)
+    record = read_json(run.path / "pareto.json", "pareto", remake="`detofa search --pareto`")
+    assert [point["macs"] for point in record["points"]] == costs
+    for index in range(len(front)):
+        load_subnet(run.subnets / f"front-{index}.json")
+
+
+def test_evaluations_of_other_weights_do_not_count(run: RunFolder) -> None:
+    chooser = Chooser(run, labels=0)
+    chooser.evaluate([chooser.space.genes(chooser.space.smallest)], "evaluate")
+    assert chooser._evaluated
+    chooser._supernet_sha256 = "another"
+    assert chooser._read_evaluations() == {}
