@@ -1,0 +1,284 @@
+"""The steps of the demo, in order."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from detofa import recipes, timer
+from detofa.blocks import NeckHead
+from detofa.choose import Budget, Choice, Chooser
+from detofa.data.dataset import DetectionDataset, load_dataset
+from detofa.data.demo import make_demo_dataset
+from detofa.data.evaluation import AveragePrecision
+from detofa.demo.outcome import checks, commands, evaluated_paths, facts, measured_range, sheet
+from detofa.demo.show import Show, Watcher
+from detofa.errors import UserError
+from detofa.export.export import Exported, export_subnet
+from detofa.files import write_bytes, write_text
+from detofa.imaging import read_image
+from detofa.profiling.measure import profile_space
+from detofa.profiling.table import LatencyTable
+from detofa.report.summary import DetectorRow, Summary, jpeg_bytes, trade_off_svg, write_summary
+from detofa.runtime.detector import open_detector
+from detofa.supernet.decode import DecodedDetector
+from detofa.train.checkpoint import load_subnet
+from detofa.train.evaluate import evaluate_detector
+from detofa.train.run import RunFolder, command_line
+from detofa.train.trainer import Task, Trainer
+
+SHARES = {"small": 0.30, "medium": 0.55, "large": 0.80}
+"""Budgets, as shares of the way from the fastest to the slowest detector measured."""
+
+_IMAGES_TO_VERIFY = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSize:
+    """How much the demo does; the defaults take minutes on two cores.
+
+    Attributes:
+        train_images: Images made for training.
+        val_images: Images made for choosing.
+        test_images: Images made for the final figures.
+        steps: Training steps; the recipe's own if None.
+        profile_seconds: Wall time of the profile.
+        profile_passes: Most passes of it.
+        labels: Paths evaluated to fit the predictor.
+        top_k: Finalists evaluated for each budget.
+        timing_passes: Passes over the exported files.
+        picture_images: Images on the sheet of pictures.
+    """
+
+    train_images: int = 600
+    val_images: int = 100
+    test_images: int = 150
+    steps: int | None = None
+    profile_seconds: float = 45.0
+    profile_passes: int = 400
+    labels: int = 12
+    top_k: int = 3
+    timing_passes: int = 40
+    picture_images: int = 3
+
+
+def run_demo(
+    folder: Path = Path("runs/demo"),
+    *,
+    seed: int = 0,
+    size: DemoSize = DemoSize(),
+    tables: Path = Path("latency_tables"),
+) -> None:
+    """Make data, train, profile, choose at three budgets, export, measure; print what came out.
+
+    Everything goes to `folder`, a run like any other, but for the latency table; what an earlier
+    demo left there is made anew.
+
+    Args:
+        folder: The run's folder.
+        seed: Decides data, training, profile and search.
+        size: How much is done.
+        tables: Where the latency table goes.
+
+    Raises:
+        UserError: the folder holds another run, or something is not installed.
+    """
+    begin = time.monotonic()
+    show = Show()
+    run, data = _fresh_run(folder), folder / "data"
+    with show.stage("making handwritten digits to find"):
+        make_demo_dataset(
+            data,
+            seed=seed,
+            train=size.train_images,
+            val=size.val_images,
+            test=size.test_images,
+        )
+    _train(run, data, seed, size, show)
+    table = _profile(run, seed, size, tables, show)
+    choices = _choose(run, table, seed, size, show)
+    test = load_dataset(data, "test")
+    exported = _export(choices, data, seed, show)
+    rows = _rows(choices, exported, table, test, seed, size, show)
+    seconds = time.monotonic() - begin
+    summary = Summary(
+        title="detofa demo",
+        facts=facts(run.load_config(), table, test, seconds),
+        rows=rows,
+        evaluated=evaluated_paths(run, table),
+        sheet=sheet(exported, test, size.picture_images),
+        checks=checks(rows, list(exported.values()), seconds),
+        commands=commands(folder, table),
+    )
+    _write(folder, summary)
+    show.outcome(folder, summary)
+
+
+# ---- the steps ----------------------------------------------------------------------------
+
+
+def _fresh_run(folder: Path) -> RunFolder:
+    """Return the run, without what an earlier demo left that would be resumed."""
+    run = RunFolder(path=folder)
+    if run.config.is_file() and run.load_config().data != str(folder / "data"):
+        raise UserError(f"{folder} holds another run, not a demo's; choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (run.state, run.metrics, run.supernet):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    return run
+
+
+def _train(run: RunFolder, data: Path, seed: int, size: DemoSize, show: Show) -> None:
+    config = dataclasses.replace(recipes.demo(data), seed=seed)
+    if size.steps is not None:
+        config = dataclasses.replace(config, steps=size.steps)
+    config.save(run.config)
+    run.write_environment(command_line())
+    train = load_dataset(data, "train")
+    task = Task(train=train, validation=load_dataset(data, "val", categories=train.categories))
+    with show.stage("training one supernet") as progress:
+        trainer = Trainer(config, task, run, torch.device("cpu"))
+        trainer.train(Watcher(progress, show), lambda: False)
+
+
+def _profile(run: RunFolder, seed: int, size: DemoSize, tables: Path, show: Show) -> LatencyTable:
+    space = Chooser(run).space
+    with show.stage(f"measuring this machine for {size.profile_seconds:.0f} s") as progress:
+        table = profile_space(
+            space,
+            rng=np.random.default_rng(seed),
+            budget_seconds=size.profile_seconds,
+            passes=size.profile_passes,
+            on_progress=progress,
+        )
+        path = table.save(tables)
+    low, high = measured_range(table)
+    show.line(
+        f"{table.device.name}: detectors of this space take {low:.2f} to {high:.2f} ms; table "
+        f"error {table.held_out['mape']:.1%} (MAPE) on {table.held_out['count']:.0f} held out; "
+        f"wrote {path}"
+    )
+    return table
+
+
+def _choose(
+    run: RunFolder, table: LatencyTable, seed: int, size: DemoSize, show: Show
+) -> dict[str, Choice]:
+    low, high = measured_range(table)
+    choices = {}
+    with show.stage("choosing detectors for three budgets") as progress:
+        chooser = Chooser(run, table=table, seed=seed, labels=size.labels, on_progress=progress)
+        for name, share in SHARES.items():
+            choices[name] = chooser.choose(
+                Budget(kind="latency", limit=low + share * (high - low)),
+                run.subnets / f"{name}.json",
+                top_k=size.top_k,
+                command=command_line(),
+            )
+    return choices
+
+
+def _export(
+    choices: Mapping[str, Choice], data: Path, seed: int, show: Show
+) -> dict[str, Exported]:
+    validation = load_dataset(data, "val")
+    images = {
+        record.path.name: read_image(record.path)
+        for record in validation.images[:_IMAGES_TO_VERIFY]
+    }
+    exported = {}
+    with show.stage("exporting to ONNX, and comparing with PyTorch") as progress:
+        for index, (name, choice) in enumerate(choices.items()):
+            progress(f"exporting {name}", index / len(choices))
+            subnet, detector = load_subnet(choice.subnet_path)
+            neck_head = subnet.space.blocks(subnet.arch)[-1]
+            assert isinstance(neck_head, NeckHead)
+            exported[name] = export_subnet(
+                DecodedDetector(detector, neck_head, subnet.postprocessing.top_k).eval(),
+                subnet,
+                choice.subnet_path.with_suffix(".onnx"),
+                images=images,
+                rng=np.random.default_rng(seed),
+            )
+    return exported
+
+
+def _rows(
+    choices: Mapping[str, Choice],
+    exported: Mapping[str, Exported],
+    table: LatencyTable,
+    test: DetectionDataset,
+    seed: int,
+    size: DemoSize,
+    show: Show,
+) -> tuple[DetectorRow, ...]:
+    """Measure and evaluate the exported files themselves."""
+    low, high = measured_range(table)
+    with show.stage("measuring and testing the exported detectors") as progress:
+        progress("measuring", 0.0)
+        measured_ms = _measure(exported, table, seed, size.timing_passes)
+        results: dict[str, AveragePrecision] = {}
+        for index, (name, item) in enumerate(exported.items()):
+            progress(f"testing {name}", (index + 1) / (len(exported) + 1))
+            with open_detector(item.model_path) as detector:
+                results[name] = evaluate_detector(detector, test)[0]
+    rows = []
+    for name, choice in choices.items():
+        winner = choice.finalists[0]
+        assert winner.predicted_ms is not None
+        assert winner.low_ms is not None
+        assert winner.high_ms is not None
+        rows.append(
+            DetectorRow(
+                name=name,
+                budget_ms=low + SHARES[name] * (high - low),
+                measured_ms=measured_ms[name],
+                predicted_ms=winner.predicted_ms,
+                low_ms=winner.low_ms,
+                high_ms=winner.high_ms,
+                ap=results[name].ap,
+                ap50=results[name].ap50,
+                macs=winner.macs,
+                num_params=winner.num_params,
+                file_bytes=exported[name].model_path.stat().st_size,
+                image_size=winner.arch.image_size,
+                path=str(exported[name].model_path),
+            )
+        )
+    return tuple(rows)
+
+
+def _measure(
+    exported: Mapping[str, Exported], table: LatencyTable, seed: int, passes: int
+) -> dict[str, float]:
+    """Return the p50 of each exported file, timed in turn, by the table's clock."""
+    rng = np.random.default_rng(seed)
+    calls: dict[str, Callable[[], object]] = {}
+    for name, item in exported.items():
+        session = open_detector(item.model_path, threads=table.threads).session
+        images = rng.standard_normal((1, 3, *session.image_size), dtype=np.float32)
+        calls[name] = partial(session.run, images)
+    clock: timer.Clock = "thread" if table.threads == 1 else "wall"
+    samples = timer.measure_interleaved(
+        calls, passes=passes, runs_per_visit=5, rng=rng, clock=clock
+    )
+    return {name: timer.Timing.of(values, clock).p50_ms for name, values in samples.items()}
+
+
+def _write(folder: Path, summary: Summary) -> None:
+    pictures = folder / "pictures"
+    try:
+        pictures.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {pictures}: {error.strerror or error}") from error
+    write_bytes(pictures / "detections.jpg", jpeg_bytes(summary.sheet))
+    write_text(pictures / "trade_off.svg", trade_off_svg(summary.rows, summary.evaluated))
+    write_summary(folder / "report.html", summary)

@@ -1,0 +1,1 @@
+"""Reports: what a run found, as one self-contained page."""
