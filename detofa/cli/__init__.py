@@ -14,6 +14,10 @@ _EPILOG = (
     "Exit codes: 0 done; 1 something you can mend, named in the message; 2 wrong usage; "
     "130 stopped by Ctrl-C."
 )
+# What the base install leaves out, by the extra that has it.
+_EXTRA_OF = dict.fromkeys(("torch", "torchvision", "pycocotools", "fvcore", "yaml"), "train")
+_EXTRA_OF |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx")
+_EXTRA_OF |= dict.fromkeys(("sklearn", "matplotlib"), "demo")
 
 app = typer.Typer(
     name="detofa",
@@ -52,7 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=arguments, prog_name="detofa")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(
+            f"error: this command needs {error.name}, which is not installed; get it with pip "
+            f"install 'detofa[{extra}]'",
+            file=sys.stderr,
+        )
+    sys.exit(1)
 
 
 def _show_version(wanted: bool) -> None:
@@ -75,7 +88,9 @@ def _detofa(
 
 @app.command("demo", short_help="The whole loop on a built-in data set, in minutes.")
 def demo(
-    output: Annotated[str, typer.Option(help="Folder for everything the demo makes.")] = "demo",
+    output: Annotated[
+        str, typer.Option(help="The run's folder; everything goes there.")
+    ] = "runs/demo",
     seed: Annotated[int, typer.Option(help="Decides data, training and search.", min=0)] = 0,
 ) -> None:
     """Show the whole loop on a small built-in data set, in minutes on a CPU."""
@@ -83,4 +98,4 @@ def demo(
 
     from detofa.demo import run_demo
 
-    run_demo(Path(output), seed)
+    run_demo(Path(output), seed=seed)

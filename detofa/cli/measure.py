@@ -65,21 +65,15 @@ def devices() -> None:
     for device in devices_here():
         cores = device.details.get("usable_cores")
         print(f"{device.kind}: {device.name}" + (f", {cores} usable cores" if cores else ""))
-    rows, broken = [], []
-    for folder in table_folders():
-        for path, table in read_tables(folder):
-            if isinstance(table, UserError):
-                broken.append(str(table))
-            else:
-                rows.append(_table_row(path, table))
-    if rows:
-        columns = ["device", "space", "classes", "input sizes", "runtime", "threads"]
-        columns += ["range ms", "error (MAPE)", "Kendall tau", "age", "file"]
-        show_table("latency tables", columns, rows)
-    else:
+    found = [entry for folder in table_folders() for entry in read_tables(folder)]
+    if not found:
         print("no latency tables here; `detofa profile` makes one")
-    for message in broken:
-        print(f"broken: {message}")
+    for path, table in found:
+        print(f"\n{path}")
+        if isinstance(table, UserError):
+            print(f"  broken: {table}")
+        else:
+            _show_table_of(table)
 
 
 def bench(
@@ -109,23 +103,21 @@ def bench(
         )
         height, width = detector.session.image_size
     clocks = {"thread CPU time": latency.thread, "wall time": latency.wall}
-    measured = {name: timing for name, timing in clocks.items() if timing is not None}
     device = this_cpu().name
     if as_json:
-        record = {
-            "model": str(model),
-            "device": device,
-            "image_size": [height, width],
-            "batch": batch,
-            "threads": threads,
-            "runs": runs,
+        about = {"model": str(model), "device": device, "image_size": [height, width]}
+        counts = {"batch": batch, "threads": threads, "runs": runs}
+        times = {
+            name.lower().replace(" ", "_"): None if timing is None else _percentiles(timing)
+            for name, timing in clocks.items()
         }
-        times = {name.replace(" ", "_"): _percentiles(t) for name, t in measured.items()}
-        print(json.dumps(record | times, indent=1))
+        print(json.dumps({**about, **counts, **times}, indent=1))
         return
     print(f"{model} on {device}: input {height}x{width}, batch {batch}, threads {threads}")
     rows = [
-        [name, *(f"{ms:.2f}" for ms in _percentiles(t).values())] for name, t in measured.items()
+        [name, *(f"{ms:.2f}" for ms in _percentiles(timing).values())]
+        for name, timing in clocks.items()
+        if timing is not None
     ]
     show_table("", [f"of {runs} calls", "p50 ms", "p90 ms", "p99 ms"], rows)
 
@@ -190,27 +182,24 @@ def _show_profile(table: "LatencyTable") -> None:
     print(f"range of measured detectors: {min(times):.2f} to {max(times):.2f} ms (p50)")
     floor = table.noise_floor
     print(f"noise floor: {'unknown' if floor is None else f'{floor:.1%}'}")
-    print(
-        f"on {table.held_out['count']:.0f} held-out detectors: MAPE {table.held_out['mape']:.1%}, "
-        f"Kendall tau {table.held_out['kendall_tau']:.3f}, interval +-{table.interval:.1%}"
+    print(_errors(table))
+
+
+def _show_table_of(table: "LatencyTable") -> None:
+    space, times = table.space, [float(entry["p50_ms"]) for entry in table.detectors]
+    sizes = ", ".join(f"{height}x{width}" for height, width in space.image_sizes)
+    print(f"  {table.device.name}, {table.runtime} {table.runtime_version}, {table.precision}")
+    print(f"  batch {table.batch}, threads {table.threads}, measured {age(table.date)} ago")
+    print(f"  space {space.name}: {space.num_classes} classes, input {sizes}")
+    print(f"  {min(times):.2f} to {max(times):.2f} ms; {_errors(table)}")
+
+
+def _errors(table: "LatencyTable") -> str:
+    errors = table.held_out
+    return (
+        f"on {errors['count']:.0f} held-out detectors MAPE {errors['mape']:.1%}, Kendall tau "
+        f"{errors['kendall_tau']:.3f}; interval +-{table.interval:.1%}"
     )
-
-
-def _table_row(path: Path, table: "LatencyTable") -> list[str]:
-    times = [float(entry["p50_ms"]) for entry in table.detectors]
-    return [
-        table.device.name,
-        table.space.name,
-        str(table.space.num_classes),
-        ", ".join(f"{height}x{width}" for height, width in table.space.image_sizes),
-        f"{table.runtime} {table.runtime_version}",
-        str(table.threads),
-        f"{min(times):.2f} to {max(times):.2f}",
-        f"{table.held_out['mape']:.1%}",
-        f"{table.held_out['kendall_tau']:.3f}",
-        age(table.date),
-        str(path),
-    ]
 
 
 def _percentiles(timing: "Timing") -> dict[str, float]:

@@ -114,7 +114,8 @@ def _choose(
 
     def show() -> None:
         marks = ["chosen", *[""] * (len(choice.finalists) - 1)]
-        _show(f"{budget.kind} at most {typed}", choice.finalists, marks)
+        what = "MACs" if budget.kind == "macs" else budget.kind
+        _show(f"{what} at most {typed}", choice.finalists, marks)
         print(f"reachable here: {choice.reachable}")
         if choice.note:
             print(f"note: {choice.note}")
@@ -181,4 +182,4 @@ def _show(title: str, found: "Sequence[Finalist]", marks: Sequence[str]) -> None
 def _predicted(item: "Finalist") -> str:
     if item.predicted_ms is None:
         return "-"
-    return f"{item.predicted_ms:.2f} ({item.low_ms:.2f} to {item.high_ms:.2f})"
+    return f"{item.predicted_ms:.2f} ({item.low_ms:.2f}-{item.high_ms:.2f})"

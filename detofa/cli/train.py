@@ -1,6 +1,7 @@
 """`detofa train`: settings from a recipe and flags, a run that resumes, progress as it goes."""
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -91,6 +92,7 @@ def train(
 def _resolve(recipe: str, flags: Mapping[str, Any]) -> "TrainConfig":
     """Return the settings of a recipe's name or file, with flags over them."""
     from detofa import recipes
+    from detofa.presets import preset
     from detofa.train.config import TrainConfig, read_recipe
 
     given: dict[str, Any] = {}
@@ -115,6 +117,9 @@ def _resolve(recipe: str, flags: Mapping[str, Any]) -> "TrainConfig":
         if isinstance(base.get(key), dict) and isinstance(value, Mapping):
             merged[key] = {**base[key], **value}
     config = TrainConfig.from_json(merged, source)
+    preset(
+        config.space, num_classes=1, image_sizes=config.image_sizes
+    )  # refused before data is read
     if "init" in given:
         return config
     return TrainConfig.from_json({**merged, "init": _init_at_hand(config)}, source)
@@ -168,16 +173,13 @@ def _find_place(name: str | None, config: "TrainConfig") -> "RunFolder":
     wanted = name or f"{Path(config.data).resolve().name}-{config.space}"
     if Path(wanted).name != wanted or wanted in (".", ".."):
         raise UserError(f"--name should be a plain name for a folder under {RUNS}/, got {wanted!r}")
-    number = 1
-    while True:
-        run = RunFolder(path=RUNS / (wanted if number == 1 else f"{wanted}-{number}"))
-        if not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir())):
-            print(f"run {run.path}")
-            return run
-        earlier, step = run.load_config(), saved_step(run)
-        if step < earlier.steps:
-            break
-        number += 1
+    names = (wanted if number == 1 else f"{wanted}-{number}" for number in itertools.count(1))
+    folders = (RunFolder(path=RUNS / name) for name in names)
+    run = next(folder for folder in folders if not _is_finished(folder))
+    if _is_free(run.path):
+        print(f"run {run.path}")
+        return run
+    earlier, step = run.load_config(), saved_step(run)
     differing = _differences(earlier, config)
     if differing:
         raise UserError(
@@ -187,6 +189,26 @@ def _find_place(name: str | None, config: "TrainConfig") -> "RunFolder":
         )
     print(f"resuming {run.path} at step {step}")
     return run
+
+
+def _is_free(path: Path) -> bool:
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def _is_finished(run: "RunFolder") -> bool:
+    """Return whether a folder holds a finished run.
+
+    Raises:
+        UserError: it holds something else than a run.
+    """
+    if _is_free(run.path):
+        return False
+    if not run.config.is_file():
+        raise UserError(
+            f"{run.path} is there but is no run: it has no config.toml; choose another --name, or "
+            "move it away"
+        )
+    return saved_step(run) >= run.load_config().steps
 
 
 def _differences(earlier: "TrainConfig", wanted: "TrainConfig") -> str:

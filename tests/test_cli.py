@@ -1,0 +1,587 @@
+"""The command line: what it prints, what it writes, and how it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detofa import __version__
+from detofa.cli import main
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+
+from detofa.cli import train as train_command  # noqa: E402
+from detofa.profiling.device import Device, this_cpu  # noqa: E402
+from detofa.profiling.table import LatencyTable  # noqa: E402
+from detofa.space import SearchSpace  # noqa: E402
+from detofa.subnet import Subnet  # noqa: E402
+from detofa.train.checkpoint import load_supernet  # noqa: E402
+
+RECIPE = """
+space = "tiny"
+image_sizes = [[64, 64]]
+init = "random"
+steps = 3
+batch_size = 2
+evaluations = 1
+recalibration_images = 2
+"""
+
+
+class Outcome:
+    """The exit code and what was printed."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run(capsys):
+    """Give a function that runs a command in this process."""
+
+    def call(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        threads = torch.get_num_threads()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        torch.set_num_threads(threads)
+        captured = capsys.readouterr()
+        code = stop.value.code
+        assert isinstance(code, int)
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+def in_a_process(
+    folder: Path, *arguments: str, program: str = ""
+) -> subprocess.CompletedProcess[str]:
+    command = ["-c", program] if program else ["-m", "detofa", *arguments]
+    return subprocess.run(
+        [sys.executable, "-W", "error", *command],
+        capture_output=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+        text=True,
+        timeout=120,
+    )
+
+
+def write_dataset(root: Path, splits=("train", "val", "test"), images: int = 4) -> None:
+    """Write a COCO data set: one bright square on dark noise in each image; ids 3 and 7."""
+    rng = np.random.default_rng(0)
+    (root / "annotations").mkdir(parents=True)
+    for split in splits:
+        records, boxes = [], []
+        for number in range(1, images + 1):
+            pixels = rng.integers(0, 80, (72, 96, 3), dtype=np.uint8)
+            x, y = (int(value) for value in rng.integers(4, 40, 2))
+            pixels[y : y + 24, x : x + 24] = 255
+            name = f"images/{split}/{number}.png"
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / name)
+            records.append({"id": number, "file_name": name, "height": 72, "width": 96})
+            box = {"id": number, "image_id": number, "category_id": (3, 7)[number % 2]}
+            boxes.append(box | {"bbox": [x, y, 24, 24], "area": 576, "iscrowd": 0})
+        categories = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
+        content = {"images": records, "annotations": boxes, "categories": categories}
+        path = root / "annotations" / f"instances_{split}.json"
+        path.write_text(json.dumps(content))
+
+
+def fake_table(space: SearchSpace, device: Device) -> LatencyTable:
+    """Return a table whose latencies are the blocks' MACs: a hundred thousand take 1 ms."""
+    from detofa.profiling.cost import all_blocks, block_macs
+
+    return LatencyTable(
+        device=device,
+        runtime="onnxruntime",
+        runtime_version="1",
+        precision="fp32",
+        batch=1,
+        threads=1,
+        method={"clock": "thread", "passes": 1, "seconds": 1.0},
+        noise_floor=0.01,
+        entries={},
+        detectors=[{"role": "fit", "genes": [], "p50_ms": 1.0}],
+        block_ms={key: block_macs(block) / 1e5 for key, block in all_blocks(space).items()},
+        model={},
+        held_out={"count": 20, "mape": 0.02, "kendall_tau": 0.97},
+        interval=0.03,
+        space=space,
+        date="2026-01-01T00:00:00+00:00",
+        detofa_version="0",
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Give a folder with a data set and a run that the command line made."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_dataset(folder / "squares")
+    (folder / "recipe.toml").write_text(RECIPE)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main(["train", "--data", "squares", "--recipe", "recipe.toml", "--threads", "1"])
+        assert stop.value.code == 0
+        arguments = ["search", "--macs", "20M", "--labels", "3", "--top-k", "2"]
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        with pytest.raises(SystemExit) as stop:
+            main(["export", "subnet.json"])
+        assert stop.value.code == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def place(trained, tmp_path, monkeypatch):
+    """Give a copy of the trained folder, as the working directory."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """Give an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# ---- help and usage -----------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    program = (
+        "import sys\nfrom detofa.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print({'torch', 'numpy', 'onnx', 'onnxruntime', 'PIL', 'rich'} & set(sys.modules))"
+    )
+    done = in_a_process(tmp_path, program=program)
+    assert done.returncode == 0, done.stderr
+    assert "Exit codes: 0 done; 1" in done.stdout
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_the_package_runs_as_a_module(tmp_path):
+    done = in_a_process(tmp_path, "--version")
+    assert (done.returncode, done.stdout) == (0, f"detofa {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search"], "--latency, --macs, --pareto: give exactly one"),
+        (["search", "--latency", "9ms", "--pareto"], "give exactly one"),
+        (["search", "--latency", "10"], "latency '10' has no unit; write it as 10ms"),
+        (["search", "--latency", "0ms"], "a latency must be above zero"),
+        (["search", "--macs", "3X"], "MACs '3X' has the unit 'X'; use k, M or G"),
+        (["search", "--macs", "3M", "--max-params", "0"], "must be at least 1"),
+        (["search", "--macs", "3M", "--output", "x.onnx"], "--output: should end in .json"),
+        (["train"], "--data: name the data set's folder"),
+        (["train", "--data", ".", "--image-size", "100x100"], "multiples of 32"),
+        (["train", "--data", ".", "--steps", "none"], "'--steps'"),
+        (["profile", "--run", "a", "--space", "tiny"], "give --run or --space, not both"),
+        (["profile", "--image-size", "64x64"], "goes with --space only"),
+        (["export", "subnet.json", "--to", "tflite"], "'tflite'"),
+        (["data", "split", ".", "--fractions", "a,b"], "is not three shares"),
+        (["bench"], "Missing argument"),
+        (["bogus"], "No such command 'bogus'"),
+    ],
+)
+def test_wrong_usage_exits_2(run, empty, arguments, message):
+    done = run(*arguments)
+    assert done.code == 2
+    assert message in done.err.replace("\n", " ")
+    assert not list(empty.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data", "check", "nowhere"], "the data folder nowhere does not exist"),
+        (["data", "check", "."], "holds no data set in COCO layout"),
+        (["data", "split", "."], "holds no data set"),
+        (["space", "show", "huge"], "unknown search space 'huge'; choose one of ofa-mbv3"),
+        (["train", "--data", "."], "holds no data set"),
+        (["train", "--data", ".", "--space", "huge"], "unknown search space 'huge'"),
+        (["train", "--data", ".", "--recipe", "best"], "unknown recipe 'best'"),
+        (["train", "--data", ".", "--recipe", "no.toml"], "recipe no.toml does not exist"),
+        (["train", "--data", ".", "--learning-rate", "-1"], "learning_rate should be from 0"),
+        (["profile"], "no trained run under runs/"),
+        (["profile", "--device", "a100"], "no device named 'a100' is on this machine; it has"),
+        (["profile", "--run", "lost"], "'lost' is no run"),
+        (["search", "--latency", "10ms"], "make one with `detofa train --data DIR`"),
+        (["search", "--pareto"], "no trained run under runs/"),
+        (["export", "subnet.json"], "subnet.json does not exist; make it with `detofa search`"),
+        (["export", "model.onnx"], "model.onnx should be a subnet.json"),
+        (["eval", "subnet.json"], "subnet.json does not exist"),
+        (["eval", "model.txt"], "model.txt should be a subnet.json"),
+        (["predict", "model.onnx", "."], "the folder . has no images"),
+        (["predict", "model.onnx", "a.jpg"], "a.jpg does not exist"),
+        (["bench", "model.onnx"], "model.onnx does not exist; make it with `detofa export`"),
+    ],
+)
+def test_what_a_user_can_mend_exits_1_with_a_plain_message(run, empty, arguments, message):
+    done = run(*arguments)
+    assert done.code == 1
+    assert done.err.startswith("error: ")
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert not list(empty.iterdir())
+
+
+def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("detofa.presets.preset", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["space", "show"])
+
+
+def test_a_missing_extra_is_named(run, empty, monkeypatch):
+    monkeypatch.setitem(sys.modules, "detofa.data.check", None)
+    with pytest.raises(ModuleNotFoundError):
+        main(["data", "check", "."])
+    error = ModuleNotFoundError("No module named 'pycocotools'", name="pycocotools")
+    monkeypatch.setattr("detofa.cli.app", lambda **_: (_ for _ in ()).throw(error))
+    done = run("eval", "subnet.json")
+    assert done.code == 1
+    assert "pip install 'detofa[train]'" in done.err
+
+
+# ---- data and spaces ----------------------------------------------------------------------
+
+
+def test_check_counts_and_draws(run, empty):
+    write_dataset(empty / "squares")
+    done = run("data", "check", "squares", "--sheet", "sheet.png", "--strict")
+    assert done.code == 0
+    assert "COCO layout" in done.out
+    assert "0 errors, 0 warnings" in done.out
+    with Image.open("sheet.png") as sheet:
+        assert sheet.size[0] > 0
+
+
+def test_check_names_a_corrupt_and_a_missing_image_and_exits_1(run, empty):
+    write_dataset(empty / "squares")
+    (empty / "squares/images/train/2.png").write_bytes(b"no picture")
+    (empty / "squares/images/val/1.png").unlink()
+    done = run("data", "check", "squares")
+    assert done.code == 1
+    assert "images/train/2.png" in done.out
+    assert "images/val/1.png" in done.out
+    assert "2 errors" in done.out
+
+
+def test_strict_exits_1_for_a_warning(run, empty):
+    write_dataset(empty / "squares", images=1)  # the class cat has no box
+    assert run("data", "check", "squares").code == 0
+    done = run("data", "check", "squares", "--strict")
+    assert done.code == 1
+    assert "has no boxes of cat" in done.out
+
+
+def test_training_stops_at_a_bad_image_unless_told_to_skip_it(run, empty):
+    write_dataset(empty / "squares")
+    (empty / "squares/images/train/2.png").write_bytes(b"no picture")
+    done = run("train", "--data", "squares", "--space", "tiny")
+    assert done.code == 1
+    assert "images/train/2.png" in done.err
+    assert "--skip-bad" in done.err
+    assert not (empty / "runs").exists()
+
+
+def test_split_writes_its_file(run, empty):
+    write_dataset(empty / "squares", splits=("train",), images=10)
+    done = run("data", "split", "squares", "--fractions", "0.6,0.2,0.2", "--seed", "1")
+    assert done.code == 0
+    content = json.loads((empty / "squares/detofa_splits.json").read_text())
+    assert [len(content["splits"][name]) for name in ("train", "val", "test")] == [6, 2, 2]
+
+
+def test_show_prints_the_exact_size_of_a_space(run, empty):
+    from detofa.presets import preset
+
+    done = run("space", "show", "tiny", "--image-size", "64x96", "--num-classes", "3")
+    size = preset("tiny", num_classes=3, image_sizes=[(64, 96)]).size
+    assert done.code == 0
+    assert f"tiny: {size:,} detectors, 3 classes, input 64x96" in done.out
+
+
+def test_show_lists_all_spaces(run, empty):
+    done = run("space", "show")
+    assert done.code == 0
+    assert all(name in done.out for name in ("ofa-mbv3", "lite0", "tiny"))
+
+
+# ---- training -----------------------------------------------------------------------------
+
+
+def test_training_leaves_a_run_with_resolved_settings(run, place):
+    folder = place / "runs" / "squares-tiny"
+    assert 'space = "tiny"' in (folder / "config.toml").read_text()
+    assert json.loads((folder / "environment.json").read_text())["command"]
+    assert (folder / "supernet.safetensors").is_file()
+    done = run("runs", "list")
+    assert done.code == 0
+    assert "squares-tiny" in done.out
+    assert "3 of 3" in done.out
+    assert "finished" in done.out
+
+
+def test_a_run_that_is_stopped_resumes_and_a_finished_one_is_kept(run, place, monkeypatch):
+    before = files(place / "runs" / "squares-tiny")
+    arguments = ["train", "--data", "squares", "--recipe", "recipe.toml", "--steps", "4"]
+    arguments += ["--threads", "1"]
+    watch = train_command._Lines.on_step
+
+    def stop_at_2(self, step, steps, loss, images_per_s):
+        watch(self, step, steps, loss, images_per_s)
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train_command._Lines, "on_step", stop_at_2)
+    stopped = run(*arguments)
+    assert stopped.code == 130
+    assert "stopped at step 2; the same command resumes" in stopped.out
+    assert "run runs/squares-tiny-2" in stopped.out
+
+    refused = run(*arguments, "--seed", "5")
+    assert refused.code == 1
+    assert "seed was 0, now 5" in refused.err
+
+    monkeypatch.setattr(train_command._Lines, "on_step", watch)
+    resumed = run(*arguments)
+    assert resumed.code == 0
+    assert "resuming runs/squares-tiny-2 at step 2" in resumed.out
+    assert "step 4: AP largest" in resumed.out
+    assert files(place / "runs" / "squares-tiny") == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_folder_that_is_no_run_is_left_alone(run, place):
+    (place / "runs" / "mine").mkdir()
+    (place / "runs" / "mine" / "notes.txt").write_text("mine")
+    done = run("train", "--data", "squares", "--recipe", "recipe.toml", "--name", "mine")
+    assert done.code == 1
+    assert "is no run: it has no config.toml; choose another --name" in done.err
+    done = run("train", "--data", "squares", "--recipe", "recipe.toml", "--name", "../mine")
+    assert "--name should be a plain name" in done.err
+
+
+def test_unknown_settings_of_a_recipe_are_named(run, place):
+    (place / "bad.toml").write_text("stepps = 3\n")
+    done = run("train", "--data", "squares", "--recipe", "bad.toml")
+    assert done.code == 1
+    assert "stepps" in done.err
+
+
+def test_an_absent_gpu_is_said(run, place, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    done = run("train", "--data", "squares", "--recipe", "recipe.toml", "--device", "cuda")
+    assert done.code == 1
+    assert "PyTorch finds 0 GPUs here; use --device cpu" in done.err
+
+
+# ---- search, export, and what follows -----------------------------------------------------
+
+
+def test_search_writes_a_subnet_and_a_copy_in_the_run(run, place):
+    subnet = Subnet.load(place / "subnet.json")
+    assert subnet.figures["macs"].value <= 20e6
+    assert subnet.categories == ((3, "cat"), (7, "dog"))
+    copy = Subnet.load(place / "runs/squares-tiny/subnets/macs-20M.json")
+    assert copy.arch == subnet.arch
+
+
+def test_search_for_a_latency_goes_by_the_table(run, place):
+    space = load_supernet(place / "runs/squares-tiny/supernet.safetensors")[1].space
+    fake_table(space, this_cpu()).save(place / "latency_tables")
+    done = run(
+        "search", "--latency", "0.04 s", "--labels", "2", "--top-k", "1", "--output", "a.json"
+    )
+    assert done.code == 0, done.err
+    assert "chosen" in done.out
+    subnet = Subnet.load(place / "a.json")
+    predicted = subnet.figures["latency_predicted"]
+    assert predicted.high is not None
+    assert predicted.high <= 40
+    assert subnet.figures["latency"].source == "measured"
+    assert "2.0%" in run("devices").out
+
+
+def test_a_budget_that_nothing_meets_is_answered_with_the_range(run, place):
+    before = files(place)
+    done = run("search", "--macs", "1k")
+    assert done.code == 1
+    assert "it reaches" in done.err
+    assert files(place) == before
+
+
+def test_a_table_that_is_missing_cut_short_or_changed_is_named(run, place):
+    done = run("search", "--latency", "10ms")
+    assert done.code == 1
+    assert "make it with `detofa profile`" in done.err
+    space = load_supernet(place / "runs/squares-tiny/supernet.safetensors")[1].space
+    path = fake_table(space, this_cpu()).save(place / "latency_tables")
+    whole = path.read_text()
+    for broken in (whole[: len(whole) // 2], whole.replace("0.03", "0.01")):
+        path.write_text(broken)
+        done = run("search", "--latency", "10ms")
+        assert done.code == 1
+        assert str(path.relative_to(place)) in done.err
+        assert "`detofa profile`" in done.err
+        assert "broken: " in run("devices").out
+
+
+def test_the_front_is_written_into_the_run(run, place):
+    done = run("search", "--pareto", "--labels", "2")
+    assert done.code == 0, done.err
+    assert "latencies are left out" in done.out
+    points = json.loads((place / "runs/squares-tiny/pareto.json").read_text())["points"]
+    assert len(points) == len(list((place / "runs/squares-tiny/subnets").glob("front-*.json")))
+
+
+def test_export_says_how_close_it_is_and_eval_agrees_on_both_files(run, place):
+    done = run("export", "subnet.json", "--output", "again.onnx", "--data", "squares")
+    assert done.code == 0, done.err
+    assert "verified against PyTorch" in done.out
+    assert (place / "again.manifest.json").is_file()
+    found = [
+        json.loads(run("eval", model, "--json").out) for model in ("subnet.json", "again.onnx")
+    ]
+    assert found[0]["images"] == 4
+    assert found[0]["split"] == "test"
+    assert found[0]["ap"] == pytest.approx(found[1]["ap"], abs=1e-3)
+    assert "cat" in run("eval", "again.onnx", "--split", "val").out
+
+
+def test_a_subnet_far_from_its_data_is_verified_on_noise_and_says_so(run, place, monkeypatch):
+    away = place / "away"
+    away.mkdir()
+    for name in ("subnet.json", "subnet.safetensors"):
+        shutil.copy(name, away)
+    monkeypatch.chdir(away)
+    done = run("export", "subnet.json")
+    assert done.code == 0, done.err
+    assert "verified on noise only" in done.out
+    done = run("eval", "subnet.json")
+    assert done.code == 1
+    assert "name its folder with --data" in done.err
+
+
+def test_export_to_tensorrt_says_what_to_install(run, place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    done = run("export", "subnet.json", "--to", "tensorrt", "--output", "engine.onnx")
+    assert done.code == 1
+    assert "pip install 'detofa[tensorrt]'" in done.err
+    assert not list(place.glob("engine*"))
+
+
+def test_a_subnet_that_was_changed_is_refused(run, place):
+    record = json.loads((place / "subnet.json").read_text())
+    record["arch"]["neck_width"] = 17
+    (place / "outside.json").write_text(json.dumps(record))
+    done = run("export", "outside.json")
+    assert done.code == 1
+    assert "outside.json" in done.err
+    assert "17" in done.err
+    shutil.copy(place / "runs/squares-tiny/supernet.safetensors", place / "subnet.safetensors")
+    done = run("eval", "subnet.json")
+    assert done.code == 1
+    assert "has SHA-256" in done.err
+    assert not list(place.glob("outside.onnx*"))
+
+
+def test_predict_draws_and_lists_with_the_data_sets_own_ids(run, place):
+    for model in ("subnet.onnx", "subnet.json"):
+        output = f"found-{model}"
+        done = run("predict", model, "squares/images/test", "squares/images/val/1.png",
+                   "--output", output, "--score", "0.001")  # fmt: skip
+        assert done.code == 0, done.err
+        record = json.loads((place / output / "predictions.json").read_text())
+        assert len(record["images"]) == 5
+        assert record["categories"] == [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
+        assert {box["category_id"] for box in record["annotations"]} <= {3, 7}
+        assert record["annotations"]
+        names = [image["picture"] for image in record["images"]]
+        assert names == ["1.png", "2.png", "3.png", "4.png", "1-2.png"]
+        with Image.open(place / output / "1-2.png") as picture:
+            assert picture.size == (96, 72)
+
+
+def test_predict_leaves_nothing_behind_at_a_broken_image(run, place):
+    (place / "squares/images/test/9.jpg").write_bytes(b"no picture")
+    done = run("predict", "subnet.onnx", "squares/images/test")
+    assert done.code == 1
+    assert "9.jpg" in done.err
+    assert not (place / "predictions").exists()
+
+
+def test_predict_and_bench_of_an_onnx_file_import_no_torch(place):
+    program = (
+        "import sys\nsys.modules['torch'] = None\nfrom detofa.cli import main\n"
+        "for arguments in (['predict', 'subnet.onnx', 'squares/images/test/1.png'],\n"
+        "                  ['bench', 'subnet.onnx', '--runs', '2']):\n"
+        "    try:\n        main(arguments)\n"
+        "    except SystemExit as stop:\n        assert stop.code == 0, stop.code\n"
+    )
+    done = in_a_process(place, program=program)
+    assert done.returncode == 0, done.stderr
+    assert (place / "predictions" / "1.png").is_file()
+
+
+def test_bench_gives_percentiles_of_both_clocks(run, place):
+    for model in ("subnet.onnx", "subnet.json"):
+        record = json.loads(run("bench", model, "--runs", "5", "--json").out)
+        assert record["image_size"] == [64, 64]
+        for clock in ("thread_cpu_time", "wall_time"):
+            times = record[clock]
+            assert 0 < times["p50_ms"] <= times["p90_ms"] <= times["p99_ms"]
+    assert "p99 ms" in run("bench", "subnet.onnx", "--runs", "3", "--batch", "2").out
+
+
+@pytest.mark.slow
+def test_profile_writes_a_table_that_search_finds(run, place):
+    done = run("profile", "--budget-seconds", "5")
+    assert done.code == 0, done.err
+    assert "Kendall tau" in done.out
+    assert len(list((place / "latency_tables").glob("*.json"))) == 1
+    done = run("search", "--latency", "100ms", "--labels", "2", "--top-k", "1")
+    assert done.code == 0, done.err
+    assert "allows every path" in done.out
+
+
+def test_the_demo_goes_to_the_folder_named(run, empty, monkeypatch):
+    pytest.importorskip("sklearn")
+    called = []
+    monkeypatch.setattr(
+        "detofa.demo.run_demo", lambda folder, **rest: called.append((folder, rest))
+    )
+    assert run("demo", "--output", "here", "--seed", "3").code == 0
+    assert called == [(Path("here"), {"seed": 3})]
