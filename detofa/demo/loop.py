@@ -90,7 +90,7 @@ def run_demo(
     """
     begin = time.monotonic()
     show = Show()
-    run, data = _fresh_run(folder), folder / "data"
+    run, data = fresh_run(folder), folder / "data"
     with show.stage("making handwritten digits to find"):
         make_demo_dataset(
             data,
@@ -112,7 +112,7 @@ def run_demo(
         rows=rows,
         evaluated=evaluated_paths(run, table),
         sheet=sheet(exported, test, size.picture_images),
-        checks=checks(rows, list(exported.values()), seconds),
+        checks=checks(rows, [item.report for item in exported.values()], seconds),
         commands=commands(folder, table),
     )
     _write(folder, summary)
@@ -122,7 +122,7 @@ def run_demo(
 # ---- the steps ----------------------------------------------------------------------------
 
 
-def _fresh_run(folder: Path) -> RunFolder:
+def fresh_run(folder: Path) -> RunFolder:
     """Return the run, without what an earlier demo left that would be resumed."""
     run = RunFolder(path=folder)
     if run.config.is_file() and run.load_config().data != str(folder / "data"):

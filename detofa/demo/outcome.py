@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from detofa.arch import Arch
 from detofa.data.dataset import DetectionDataset
 from detofa.export.export import Exported
+from detofa.export.verify import ParityReport
 from detofa.files import read_json
 from detofa.imaging import read_image
 from detofa.profiling.table import LatencyTable
+from detofa.report.pictures import comparison_sheet
 from detofa.report.summary import Check, DetectorRow
 from detofa.runtime.detector import open_detector
 from detofa.train.config import TrainConfig
@@ -50,12 +52,13 @@ def sheet(
         with open_detector(item.model_path) as detector:
             found[name] = detector.detect(images)
     names = [category.name for category in test.categories]
-    return comparisonsheet(images, records, found, names)
+    return comparison_sheet(images, records, found, names)
 
 
 def facts(
     config: TrainConfig, table: LatencyTable, test: DetectionDataset, seconds: float
 ) -> tuple[tuple[str, str], ...]:
+    """Return what was done where, as (name, value)."""
     low, high = measured_range(table)
     sizes = ", ".join(f"{height}x{width}" for height, width in table.space.image_sizes)
     return (
@@ -76,15 +79,13 @@ def facts(
 
 
 def checks(
-    rows: Sequence[DetectorRow], exported: Sequence[Exported], seconds: float
+    rows: Sequence[DetectorRow], parity: Sequence[ParityReport], seconds: float
 ) -> tuple[Check, ...]:
     """Compare with the targets; nothing here is tuned to pass."""
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
     ratios = [after.measured_ms / before.measured_ms for before, after in pairwise(rows)]
-    parity = max(
-        error
-        for item in exported
-        for error in item.report.to_json()["head_relative_errors"].values()
+    worst_error = max(
+        error for report in parity for error in report.to_json()["head_relative_errors"].values()
     )
     aps = [row.ap for row in rows]
     return (
@@ -127,8 +128,8 @@ def checks(
         Check(
             name="ONNX against PyTorch, raw heads",
             target="within 1e-4, every box found again",
-            found=f"{parity:.1e}",
-            passed=all(item.report.passed for item in exported),
+            found=f"{worst_error:.1e}",
+            passed=all(report.passed for report in parity),
         ),
     )
 
