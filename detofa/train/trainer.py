@@ -36,7 +36,10 @@ from detofa.train.checkpoint import (
 )
 from detofa.train.config import TrainConfig
 from detofa.train.evaluate import Recalibration, evaluate_path
+from detofa.train.memory import release_freed_memory
 from detofa.train.run import RunFolder
+
+_STEPS_BETWEEN_RELEASES = 5
 
 
 class Observer(Protocol):
@@ -154,6 +157,8 @@ class Trainer:
         for batch in self.batches.prefetch(self.step, config.steps):
             loss = self._train_step(batch)
             self.step += 1
+            if self.step % _STEPS_BETWEEN_RELEASES == 0:
+                release_freed_memory()
             now = time.perf_counter()
             images_per_s, last = config.batch_size / (now - last), now
             observer.on_step(self.step, config.steps, loss, images_per_s)

@@ -245,3 +245,25 @@ def test_the_newest_run_is_the_one_trained_last(digits: Path, tmp_path: Path) ->
     for name in ("b", "a"):
         trainer_of(config_of(digits, steps=1), tmp_path / name).train(Quiet(), never)
     assert newest_run(tmp_path).path.name == "a"
+
+
+def test_paths_of_many_shapes_do_not_make_memory_grow(digits: Path, tmp_path: Path) -> None:
+    """Compare the memory held after 20 and after 60 steps."""
+    trainer = trainer_of(
+        config_of(digits, steps=60, random_paths=2, checkpoint_steps=60), tmp_path
+    )
+    held: dict[int, int] = {}
+
+    class Watch(Quiet):
+        def on_step(self, step: int, steps: int, loss: float, images_per_s: float) -> None:
+            held[step] = resident_bytes()
+
+    trainer.train(Watch(), never)
+    assert held[60] < held[20] + 150e6
+
+
+def resident_bytes() -> int:
+    statistics = Path("/proc/self/statm")
+    if not statistics.is_file():
+        pytest.skip("this system does not tell the memory held")
+    return int(statistics.read_text().split()[1]) * 4096
