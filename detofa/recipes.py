@@ -12,12 +12,16 @@ def default(data: Path) -> TrainConfig:
 
 
 def bccd(data: Path) -> TrainConfig:
-    """Return settings for blood cells: no up or down, small objects, one core hour at most."""
+    """Return settings for blood cells: no up or down; about 25 minutes on one core."""
     return TrainConfig(
         data=str(data),
         space="lite0",
         image_sizes=((256, 320),),
         init="efficientnet-lite0",
+        steps=550,
+        batch_size=8,
+        largest_first=0.2,
+        evaluations=2,
         augmentation=Augmentation(vertical_flip=0.5),
     )
 
