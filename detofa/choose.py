@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from detofa import timer
 from detofa.arch import Arch
-from detofa.data.dataset import Category, load_dataset
+from detofa.data.dataset import Category, DetectionDataset, load_dataset
 from detofa.errors import UserError
 from detofa.export.onnx_from_blocks import detector_onnx
 from detofa.files import read_json, sha256_file, write_json
@@ -125,6 +126,7 @@ class Chooser:
         table: Latency table of its space; None where only compute counts.
         seed: Decides the paths that are evaluated and the search.
         labels: Paths evaluated to fit the predictor, beside the smallest and the largest.
+        data: Folder of the data set, where it is no longer where the run was trained.
         on_progress: Told what is being done, and the share done.
 
     Raises:
@@ -138,6 +140,7 @@ class Chooser:
         table: LatencyTable | None = None,
         seed: int = 0,
         labels: int = 20,
+        data: Path | None = None,
         on_progress: Progress = lambda doing, share: None,
     ) -> None:
         self.run, self.table, self.seed, self.labels = run, table, seed, labels
@@ -146,19 +149,26 @@ class Chooser:
         self.space: SearchSpace = self.record.space
         if table is not None:
             table.check(run.path, space=self.space)
-        categories = tuple(Category(id=i, name=name) for i, name in self.record.categories)
-        data = Path(self.record.data)
-        self.validation = load_dataset(data, "val", categories=categories, skip_bad=True)
-        self.recalibration = Recalibration(
-            dataset=load_dataset(data, "train", categories=categories, skip_bad=True),
-            preprocessing=self.record.preprocessing,
-            count=int(self.record.recalibration["images"]),
-            seed=int(self.record.recalibration["seed"]),
-        )
+        self.data = Path(self.record.data) if data is None else data
         self.postprocessing = PostProcessing()
         self.macs, self.num_params = macs_cost(self.space), num_params_cost(self.space)
         self._supernet_sha256 = sha256_file(run.supernet)
         self._evaluated = self._read_evaluations()
+
+    @cached_property
+    def validation(self) -> DetectionDataset:
+        """Return the split that paths are evaluated on."""
+        return self._load("val")
+
+    @cached_property
+    def recalibration(self) -> Recalibration:
+        """Return the fixed recalibration set of the run."""
+        return Recalibration(
+            dataset=self._load("train"),
+            preprocessing=self.record.preprocessing,
+            count=int(self.record.recalibration["images"]),
+            seed=int(self.record.recalibration["seed"]),
+        )
 
     def choose(
         self,
@@ -406,6 +416,15 @@ class Chooser:
         return [float(np.median(samples[str(index)])) for index in range(len(archs))]
 
     # ---- files ----------------------------------------------------------------------------
+
+    def _load(self, split: str) -> DetectionDataset:
+        categories = tuple(Category(id=i, name=name) for i, name in self.record.categories)
+        if not self.data.is_dir():
+            raise UserError(
+                f"the run {self.run.path} was trained on {self.data}, which does not exist; say "
+                "where its data set is now with --data DIR"
+            )
+        return load_dataset(self.data, split, categories=categories, skip_bad=True)
 
     def _write(self, winner: Finalist, output: Path, command: str) -> Subnet:
         weights = output.with_suffix(".safetensors")

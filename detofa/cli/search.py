@@ -46,6 +46,10 @@ def search(
         int, typer.Option(min=0, help="Paths evaluated to fit the predictor of AP.")
     ] = 24,
     seed: Seed = 0,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The data set's folder.  [default: where the run was trained]"),
+    ] = None,
     output: Annotated[Path, typer.Option(help="The file to write.")] = Path("subnet.json"),
 ) -> None:
     """Find the best detector for a budget; writes subnet.json and the weights beside it."""
@@ -69,7 +73,9 @@ def search(
     found = find_run(run)
     table = _table(found, device, threads, needed=latency is not None)
     with shown_progress() as on_progress:
-        chooser = Chooser(found, table=table, seed=seed, labels=labels, on_progress=on_progress)
+        chooser = Chooser(
+            found, table=table, seed=seed, labels=labels, data=data, on_progress=on_progress
+        )
         print(f"searching {found.path}", flush=True)
         if limit is None:
             show = _front(chooser, found, table, caps)

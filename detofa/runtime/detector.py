@@ -4,8 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +13,7 @@ from detofa.imaging import Preprocessing, letterbox
 from detofa.runtime.detections import Detections
 from detofa.runtime.manifest import Manifest, manifest_path
 from detofa.runtime.postprocess import detections_from_outputs
-from detofa.runtime.session import CPU, OnnxSession, Session
+from detofa.runtime.session import CPU, Closing, OnnxSession, Session
 from detofa.subnet import PostProcessing, Subnet
 
 SUBNET_KEY = "detofa.subnet"
@@ -23,7 +21,7 @@ SUBNET_KEY = "detofa.subnet"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detector:
+class Detector(Closing):
     """An opened detector; closes its session when left as a context manager.
 
     Attributes:
@@ -91,17 +89,6 @@ class Detector:
     def close(self) -> None:
         """Free the session."""
         self.session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_detector(path: Path, *, threads: int = 1, provider: str = CPU) -> Detector:

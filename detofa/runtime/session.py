@@ -50,7 +50,25 @@ class Session(Protocol):
     ) -> None: ...
 
 
-class OnnxSession:
+class Closing:
+    """What is closed when it is left as a context manager."""
+
+    def close(self) -> None:
+        """Free what is held; nothing by default."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class OnnxSession(Closing):
     """An exported detector in ONNX Runtime.
 
     Args:
@@ -99,17 +117,6 @@ class OnnxSession:
     def close(self) -> None:
         """Free the model; running it afterwards is an error."""
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def _opened(self) -> Any:

@@ -1,18 +1,16 @@
 """TorchSession: a PyTorch detector behind the same interface as an exported one."""
 
-from types import TracebackType
-from typing import Self
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from detofa.blocks import NeckHead
+from detofa.runtime.session import Closing
 from detofa.supernet.decode import DecodedDetector
 
 
-class TorchSession:
+class TorchSession(Closing):
     """Run a detector in PyTorch; see `detofa.runtime.session.Session`.
 
     Args:
@@ -32,17 +30,3 @@ class TorchSession:
         inputs = torch.from_numpy(images).to(self.device, memory_format=torch.channels_last)
         boxes_xyxy, scores, _, _ = self._module(inputs)
         return boxes_xyxy.cpu().numpy(), scores.cpu().numpy()
-
-    def close(self) -> None:
-        """Nothing to free."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
