@@ -61,8 +61,8 @@ class DemoSize:
     steps: int | None = None
     profile_seconds: float = 45.0
     profile_passes: int = 400
-    labels: int = 12
-    top_k: int = 3
+    labels: int = 20
+    top_k: int = 2
     timing_passes: int = 40
     picture_images: int = 3
 

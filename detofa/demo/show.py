@@ -37,7 +37,9 @@ class Show:
         begin = time.monotonic()
         self.console.print(Text(f"{self._number}. {title}", style="bold"))
         columns = (TextColumn("   {task.description}"), BarColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        ) as progress:
             task = progress.add_task(title, total=1.0)
             yield lambda doing, share: progress.update(task, description=doing, completed=share)
         self.line(f"{time.monotonic() - begin:.0f} s")
@@ -73,7 +75,10 @@ class Watcher:
 
     def on_step(self, step: int, steps: int, loss: float, images_per_s: float) -> None:
         """Move the bar."""
-        self._progress(f"step {step} of {steps}, loss {loss:.2f}", step / steps)
+        doing = f"step {step} of {steps}, loss {loss:.2f}"
+        self._progress(doing, step / steps)
+        if not self._show.console.is_terminal and step % max(1, steps // 4) == 0:
+            self._show.line(doing)
 
     def on_evaluation(self, step: int, results: dict[str, AveragePrecision]) -> None:
         """Print the AP50 of three paths."""

@@ -86,17 +86,17 @@ def draw_truth(
     """
     picture = Image.fromarray(image)
     canvas = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=max(11, min(image.shape[:2]) // 28))
+    font = ImageFont.load_default(size=max(11, min(image.shape[:2]) // 24))
     for box, label in zip(record.boxes_xyxy * enlarge, record.labels, strict=True):
         left, top, right, bottom = (round(float(side)) for side in box)
-        canvas.rectangle((left, top, right, bottom), outline=class_colour(int(label)), width=2)
+        colour = class_colour(int(label))
+        canvas.rectangle((left, top, right, bottom), outline=colour, width=2)
         name = class_names[int(label)]
-        extent = canvas.textbbox((left, top), name, font=font, anchor="lb")
-        shift = max(0, -round(extent[1]))
-        place = (left + 2, top - 1 + shift)
-        back = canvas.textbbox(place, name, font=font, anchor="lb")
-        canvas.rectangle(
-            (back[0] - 2, back[1] - 1, back[2] + 2, back[3] + 1), fill=class_colour(int(label))
-        )
-        canvas.text(place, name, fill=(0, 0, 0), font=font, anchor="lb")
+        extent = canvas.textbbox((left + 3, top - 2), name, font=font, anchor="lb")
+        down = max(0, 1 - round(extent[1]))  # where there is no room above the box
+        x0, y0, x1, y1 = (extent[0] - 3, extent[1] - 2 + down, extent[2] + 3, extent[3] + 2 + down)
+        canvas.rectangle((x0, y0, x1, y1), fill=colour)
+        light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
+        ink = (0, 0, 0) if light else (255, 255, 255)
+        canvas.text((left + 3, top - 2 + down), name, fill=ink, font=font, anchor="lb")
     return np.array(picture)

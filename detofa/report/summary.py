@@ -195,13 +195,13 @@ def trade_off_svg(rows: Sequence[DetectorRow], evaluated: Sequence[tuple[float, 
             axes.annotate(
                 f"{row.name}: AP50 {row.ap50:.2f}",
                 (row.measured_ms, row.ap),
-                xytext=(-6, 7),
+                xytext=(6, -13),
                 textcoords="offset points",
-                horizontalalignment="right",
             )
         axes.set_xlabel("latency of one image, ms (p50, one thread)")
         axes.set_ylabel("AP (IoU 0.50 to 0.95)")
-        axes.set_xlim(left=0)
+        latencies = [*measured, *(latency_ms for latency_ms, _ in evaluated)]
+        axes.set_xlim(0, 1.2 * max(latencies, default=1.0))
         axes.set_ylim(0, 1)
         axes.grid(visible=True, color="0.9")
         axes.set_axisbelow(True)
@@ -212,7 +212,7 @@ def trade_off_svg(rows: Sequence[DetectorRow], evaluated: Sequence[tuple[float, 
     return text[text.index("<svg") :]
 
 
-def jpeg_bytes(pixels: NDArray[np.uint8], quality: int = 88) -> bytes:
+def jpeg_bytes(pixels: NDArray[np.uint8], quality: int = 70) -> bytes:
     """Return (H, W, 3) uint8 pixels as a JPEG file."""
     written = io.BytesIO()
     Image.fromarray(pixels).save(written, "JPEG", quality=quality, optimize=True)
