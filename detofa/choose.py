@@ -11,17 +11,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from detofa import timer
 from detofa.arch import Arch
 from detofa.data.dataset import Category, DetectionDataset, load_dataset
+from detofa.data.evaluation import AveragePrecision
 from detofa.errors import UserError
-from detofa.export.onnx_from_blocks import detector_onnx
-from detofa.files import read_json, sha256_file, write_json
+from detofa.files import sha256_file, write_json
 from detofa.predictor import RidgePredictor
 from detofa.profiling.cost import macs_cost, num_params_cost
 from detofa.profiling.device import this_cpu
+from detofa.profiling.measure import measure_detectors
 from detofa.profiling.table import LatencyTable
-from detofa.runtime.session import open_onnx
 from detofa.search import (
     Cap,
     SearchConfig,
@@ -35,14 +34,13 @@ from detofa.space import Genes, SearchSpace
 from detofa.subnet import Figure, PostProcessing, Subnet
 from detofa.train.checkpoint import load_supernet, save_subnet_weights
 from detofa.train.evaluate import Recalibration, evaluate_path, extract_recalibrated
+from detofa.train.path_evaluations import PathEvaluations
 from detofa.train.run import RunFolder
 
 Values = NDArray[np.float64]
 Progress = Callable[[str, float], None]
 _BYTES_OF_PARAMETER = 4
 _LABEL_BINS = 4
-_MEASURED_PASSES = 12
-_EVALUATIONS_KIND = "path_evaluations"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +151,12 @@ class Chooser:
         self.postprocessing = PostProcessing()
         self.macs, self.num_params = macs_cost(self.space), num_params_cost(self.space)
         self._supernet_sha256 = sha256_file(run.supernet)
-        self._evaluated = self._read_evaluations()
+        self._evaluations = PathEvaluations(
+            path=run.path / "path_evaluations.json",
+            space=self.space,
+            supernet_sha256=self._supernet_sha256,
+            evaluate=self._evaluate_path,
+        )
 
     @cached_property
     def validation(self) -> DetectionDataset:
@@ -264,27 +267,13 @@ class Chooser:
         return tuple(front)
 
     def evaluate(self, genes: Sequence[Genes], doing: str) -> list[tuple[float, float]]:
-        """Return (AP, AP50) of paths on the validation split; each is evaluated only once.
+        """Return (AP, AP50) of paths on the validation split; each is evaluated only once."""
+        return self._evaluations.of(genes, lambda share: self.on_progress(doing, share))
 
-        What was evaluated is kept in the run, so that an interrupted search goes on.
-        """
-        figures = []
-        for index, row in enumerate(genes):
-            self.on_progress(doing, index / len(genes))
-            key = row.tobytes()
-            if key not in self._evaluated:
-                result = evaluate_path(
-                    self.supernet,
-                    self.space.arch(row),
-                    self.recalibration,
-                    self.validation,
-                    self.postprocessing,
-                )
-                self._evaluated[key] = (result.ap, result.ap50)
-                self._write_evaluations()
-            figures.append(self._evaluated[key])
-        self.on_progress(doing, 1.0)
-        return figures
+    def _evaluate_path(self, arch: Arch) -> AveragePrecision:
+        return evaluate_path(
+            self.supernet, arch, self.recalibration, self.validation, self.postprocessing
+        )
 
     # ---- steps of a choice ----------------------------------------------------------------
 
@@ -348,8 +337,7 @@ class Chooser:
         self, genes: Genes, cost: Callable[[Genes], Values], limit: float, caps: Sequence[Cap]
     ) -> Genes:
         """Add the best path already evaluated that fits: it costs nothing to consider."""
-        keys = sorted(self._evaluated, key=lambda key: -self._evaluated[key][0])
-        rows = np.stack([np.frombuffer(key, np.int8) for key in keys])
+        rows = self._evaluations.best_first()
         fits = cost(rows) <= limit
         for cap in caps:
             fits &= cap.cost(rows) <= cap.limit
@@ -384,7 +372,8 @@ class Chooser:
         measured: list[float | None] = [None] * len(found)
         if table.device.name == this_cpu().name:
             self.on_progress("measure finalists", 0.0)
-            measured = self._measure([item.arch for item in found], table)
+            rng = np.random.default_rng(self.seed)
+            measured = measure_detectors(self.space, genes, rng=rng, threads=table.threads).tolist()
         return [
             replace(
                 item,
@@ -395,25 +384,6 @@ class Chooser:
             )
             for index, item in enumerate(found)
         ]
-
-    def _measure(self, archs: Sequence[Arch], table: LatencyTable) -> list[float | None]:
-        """Return the p50 of each arch on this machine, timed in turn as the table was."""
-        rng = np.random.default_rng(self.seed)
-        calls = {}
-        for index, arch in enumerate(archs):
-            model = detector_onnx(self.space.blocks(arch), top_k=self.postprocessing.top_k, rng=rng)
-            session = open_onnx(model, threads=table.threads)
-            images = rng.standard_normal((1, 3, *arch.image_size)).astype(np.float32)
-            name = session.get_inputs()[0].name
-            calls[str(index)] = _call(session, {name: images})
-        samples = timer.measure_interleaved(
-            calls,
-            passes=_MEASURED_PASSES,
-            runs_per_visit=5,
-            rng=rng,
-            clock="thread" if table.threads == 1 else "wall",
-        )
-        return [float(np.median(samples[str(index)])) for index in range(len(archs))]
 
     # ---- files ----------------------------------------------------------------------------
 
@@ -484,50 +454,6 @@ class Chooser:
             )
         return figures
 
-    @property
-    def _evaluations_path(self) -> Path:
-        return self.run.path / "path_evaluations.json"
-
-    def _read_evaluations(self) -> dict[bytes, tuple[float, float]]:
-        """Return what was evaluated on these very weights; other weights' figures are left."""
-        if not self._evaluations_path.is_file():
-            return {}
-        record = read_json(self._evaluations_path, _EVALUATIONS_KIND, remake="`detofa search`")
-        if record.get("supernet_sha256") != self._supernet_sha256:
-            return {}
-        try:
-            return {
-                self.space.genes(Arch.from_json(item["arch"])).tobytes(): (
-                    float(item["ap"]),
-                    float(item["ap50"]),
-                )
-                for item in record["paths"]
-            }
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{self._evaluations_path} was changed ({error}); remove it, and `detofa search` "
-                "makes it again"
-            ) from error
-
-    def _write_evaluations(self) -> None:
-        paths = [
-            {
-                "arch": self.space.arch(np.frombuffer(key, np.int8)).to_json(),
-                "ap": ap,
-                "ap50": ap50,
-            }
-            for key, (ap, ap50) in self._evaluated.items()
-        ]
-        write_json(
-            self._evaluations_path,
-            _EVALUATIONS_KIND,
-            {
-                "supernet_sha256": self._supernet_sha256,
-                "split": self.validation.split,
-                "paths": paths,
-            },
-        )
-
 
 def _search(
     space: SearchSpace,
@@ -548,7 +474,3 @@ def _within(item: Finalist, budget: Budget) -> bool:
         return item.macs <= budget.limit
     latency_ms = item.measured_ms if item.measured_ms is not None else item.high_ms
     return latency_ms is not None and latency_ms <= budget.limit
-
-
-def _call(session: Any, inputs: dict[str, NDArray[np.float32]]) -> Callable[[], object]:
-    return lambda: session.run(None, inputs)

@@ -1,14 +1,17 @@
 """Choosing a subnet: within its budget, evaluated for real, and written whole."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from detofa.arch import Arch
 from detofa.choose import Budget, Chooser
 from detofa.data.dataset import load_dataset
 from detofa.data.demo import make_demo_dataset
+from detofa.data.evaluation import AveragePrecision
 from detofa.errors import UserError
 from detofa.files import read_json, sha256_file
 from detofa.profiling.measure import profile_space
@@ -17,6 +20,7 @@ from detofa.subnet import PostProcessing, Subnet
 from detofa.train.checkpoint import load_subnet
 from detofa.train.config import TrainConfig
 from detofa.train.evaluate import evaluate_detector, torch_detector
+from detofa.train.path_evaluations import PathEvaluations
 from detofa.train.run import RunFolder
 from detofa.train.trainer import Task, Trainer
 
@@ -139,8 +143,6 @@ def test_a_latency_budget_needs_a_table_of_this_space(
 ) -> None:
     with pytest.raises(UserError, match="detofa profile"):
         Chooser(run).choose(Budget(kind="latency", limit=5.0), tmp_path / "subnet.json")
-    import dataclasses
-
     foreign = dataclasses.replace(table, space=table.space.with_task(num_classes=3))
     with pytest.raises(UserError, match="is of space"):
         Chooser(run, table=foreign)
@@ -182,6 +184,16 @@ def test_the_front_rises_with_cost_and_is_written(run: RunFolder) -> None:
 def test_evaluations_of_other_weights_do_not_count(run: RunFolder) -> None:
     chooser = Chooser(run, labels=0)
     chooser.evaluate([chooser.space.genes(chooser.space.smallest)], "evaluate")
-    assert chooser._evaluated
-    chooser._supernet_sha256 = "another"
-    assert chooser._read_evaluations() == {}
+
+    def never(arch: Arch) -> AveragePrecision:
+        raise AssertionError(arch)
+
+    same = PathEvaluations(
+        path=run.path / "path_evaluations.json",
+        space=chooser.space,
+        supernet_sha256=sha256_file(run.supernet),
+        evaluate=never,
+    )
+    assert len(same.best_first()) > 0
+    other = dataclasses.replace(same, supernet_sha256="another", _figures={})
+    assert len(other.best_first()) == 0
