@@ -17,7 +17,14 @@ from detofa.errors import UserError
 from detofa.export.verify import ParityCase, ParityReport, Tolerance
 from detofa.profiling.table import find_table
 from detofa.report.pictures import comparison_sheet
-from detofa.report.summary import Check, DetectorRow, Summary, summary_html, trade_off_svg
+from detofa.report.summary import (
+    Check,
+    DetectorRow,
+    Summary,
+    markdown_table,
+    summary_html,
+    trade_off_svg,
+)
 from detofa.runtime.detections import Detections
 from detofa.subnet import Subnet
 from detofa.train.checkpoint import load_supernet
@@ -94,6 +101,13 @@ def test_page_holds_every_figure_and_escapes_text() -> None:
         assert text in page, text
     assert "missed" in page
     assert "<title>a &lt;" in page
+
+
+def test_markdown_table_has_a_line_for_each_detector() -> None:
+    lines = markdown_table(GOOD).splitlines()
+    assert len(lines) == 5
+    assert {line.count("|") for line in lines} == {11}
+    assert lines[4].startswith("| large | 6.00 | 5.70 |")
 
 
 def test_plot_is_svg_and_the_same_each_time() -> None:

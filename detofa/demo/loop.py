@@ -24,7 +24,14 @@ from detofa.files import write_bytes, write_text
 from detofa.imaging import read_image
 from detofa.profiling.measure import profile_space
 from detofa.profiling.table import LatencyTable
-from detofa.report.summary import DetectorRow, Summary, jpeg_bytes, trade_off_svg, write_summary
+from detofa.report.summary import (
+    DetectorRow,
+    Summary,
+    jpeg_bytes,
+    markdown_table,
+    trade_off_svg,
+    write_summary,
+)
 from detofa.runtime.detector import open_detector
 from detofa.supernet.decode import DecodedDetector
 from detofa.train.checkpoint import load_subnet
@@ -281,4 +288,5 @@ def _write(folder: Path, summary: Summary) -> None:
         raise UserError(f"cannot write to {pictures}: {error.strerror or error}") from error
     write_bytes(pictures / "detections.jpg", jpeg_bytes(summary.sheet))
     write_text(pictures / "trade_off.svg", trade_off_svg(summary.rows, summary.evaluated))
+    write_text(folder / "detectors.md", markdown_table(summary.rows))
     write_summary(folder / "report.html", summary)

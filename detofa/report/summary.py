@@ -107,6 +107,12 @@ def cells(row: DetectorRow) -> tuple[str, ...]:
     )
 
 
+def markdown_table(rows: Sequence[DetectorRow]) -> str:
+    """Return the detectors as a table in Markdown."""
+    lines = [COLUMNS, ["---", *["---:"] * (len(COLUMNS) - 1)], *(cells(row) for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
 def write_summary(path: Path, summary: Summary) -> None:
     """Write the page; it needs no other file and no network.
 
