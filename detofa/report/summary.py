@@ -218,7 +218,7 @@ def trade_off_svg(rows: Sequence[DetectorRow], evaluated: Sequence[tuple[float, 
     return text[text.index("<svg") :]
 
 
-def jpeg_bytes(pixels: NDArray[np.uint8], quality: int = 70) -> bytes:
+def jpeg_bytes(pixels: NDArray[np.uint8], quality: int = 62) -> bytes:
     """Return (H, W, 3) uint8 pixels as a JPEG file."""
     written = io.BytesIO()
     Image.fromarray(pixels).save(written, "JPEG", quality=quality, optimize=True)
