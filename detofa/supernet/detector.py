@@ -128,7 +128,7 @@ def detector_from_state(
     return detector
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)  # some 2 MB each; random paths hardly ever come back
 def _skeleton(space: SearchSpace, arch: Arch) -> StaticDetector:
     with torch.device("meta"):
         return StaticDetector(space, arch)
