@@ -18,12 +18,12 @@ def recalibrate(detector: nn.Module, images: Tensor, *, batch_size: int = 16) ->
     """
     norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
     sums = {norm: _Sums(norm) for norm in norms}
-    hooks = [norm.register_forward_pre_hook(sums[norm].add) for norm in norms]
+    hooks = [norm.register_forward_hook(sums[norm].add) for norm in norms]
     momenta = {norm: norm.momentum for norm in norms}
     detector.train()
     try:
         for norm in norms:
-            norm.momentum = 0.0
+            norm.momentum = 1.0  # a layer's running statistics are then those of the last batch
         for batch in torch.split(images, batch_size):
             detector(batch)
     finally:
@@ -44,11 +44,14 @@ class _Sums:
         self.squares = torch.zeros(norm.num_features, dtype=torch.float64)
         self.count = 0
 
-    def add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Add one batch (B, C, H, W)."""
-        variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
+    def add(self, norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        """Add the batch (B, C, H, W) that the layer has just normalised, whose moments it keeps."""
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         count = inputs[0].numel() // inputs[0].shape[1]
-        mean, variance = mean.double().cpu(), variance.double().cpu()
+        mean = norm.running_mean.double().cpu()
+        variance = norm.running_var.double().cpu() * (count - 1) / count  # kept unbiased
         self.total += mean * count
         self.squares += (variance + mean**2) * count
         self.count += count
