@@ -89,7 +89,8 @@ def table(records: list[dict[str, Any]]) -> str:
             f"| {record['seed']} | {test['ap']:.3f} | {test['ap50']:.3f} | "
             f"{classes['RBC']['ap']:.3f} | {classes['WBC']['ap']:.3f} | "
             f"{classes['Platelets']['ap']:.3f} ({classes['Platelets']['ap50']:.3f}) | "
-            f"{record['latency']['thread_cpu_time']['p50_ms']:.2f} | {record['test_pytorch']['ap']:.3f} | "
+            f"{record['latency']['thread_cpu_time']['p50_ms']:.2f} | "
+            f"{record['test_pytorch']['ap']:.3f} | "
             + " + ".join(f"{value / 60:.1f}" for value in record["seconds"].values())
             + f" = {record['total_minutes']:.1f} |"
         )

@@ -249,9 +249,7 @@ def test_the_newest_run_is_the_one_trained_last(digits: Path, tmp_path: Path) ->
 
 def test_paths_of_many_shapes_do_not_make_memory_grow(digits: Path, tmp_path: Path) -> None:
     """Compare the memory held after 20 and after 60 steps."""
-    trainer = trainer_of(
-        config_of(digits, steps=60, random_paths=2, checkpoint_steps=60), tmp_path
-    )
+    trainer = trainer_of(config_of(digits, steps=60, random_paths=2, checkpoint_steps=60), tmp_path)
     held: dict[int, int] = {}
 
     class Watch(Quiet):
