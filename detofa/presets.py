@@ -36,6 +36,18 @@ def preset(
     return space.with_task(num_classes=num_classes, image_sizes=image_sizes)
 
 
+def _static_stage(channels: int, activation: Activation) -> Stage:
+    """Return the first stage of all presets: one block without expansion, nothing to choose."""
+    return Stage(
+        channels=channels,
+        stride=1,
+        depths=(1,),
+        kernel_sizes=(3,),
+        expand_ratios=(1,),
+        activation=activation,
+    )
+
+
 def _ofa_mobilenet_v3(name: str, *, width_multiplier: float) -> SearchSpace:
     """Return once-for-all's MobileNetV3 (arXiv 1908.09791): depth 2-4, kernel 3-7, expand 3-6."""
 
@@ -53,14 +65,6 @@ def _ofa_mobilenet_v3(name: str, *, width_multiplier: float) -> SearchSpace:
             squeeze_excite=squeeze_excite,
         )
 
-    first = Stage(
-        channels=width(16),
-        stride=1,
-        depths=(1,),
-        kernel_sizes=(3,),
-        expand_ratios=(1,),
-        activation="relu",
-    )
     return SearchSpace(
         name=name,
         num_classes=80,
@@ -68,7 +72,7 @@ def _ofa_mobilenet_v3(name: str, *, width_multiplier: float) -> SearchSpace:
         stem_channels=width(16),
         stem_activation="hardswish",
         stages=(
-            first,
+            _static_stage(width(16), "relu"),
             stage(24, 2, "relu", False),
             stage(40, 2, "relu", True),
             stage(80, 2, "hardswish", False),
@@ -95,14 +99,6 @@ def _lite0() -> SearchSpace:
             activation="relu6",
         )
 
-    first = Stage(
-        channels=16,
-        stride=1,
-        depths=(1,),
-        kernel_sizes=(3,),
-        expand_ratios=(1,),
-        activation="relu6",
-    )
     return SearchSpace(
         name="lite0",
         num_classes=80,
@@ -110,7 +106,7 @@ def _lite0() -> SearchSpace:
         stem_channels=32,
         stem_activation="relu6",
         stages=(
-            first,
+            _static_stage(16, "relu6"),
             stage(24, 2, 2),
             stage(40, 2, 2),
             stage(80, 2, 3),
@@ -139,21 +135,13 @@ def _tiny() -> SearchSpace:
             activation="relu",
         )
 
-    first = Stage(
-        channels=16,
-        stride=1,
-        depths=(1,),
-        kernel_sizes=(3,),
-        expand_ratios=(1,),
-        activation="relu",
-    )
     return SearchSpace(
         name="tiny",
         num_classes=10,
         image_sizes=((96, 128), (128, 160), (160, 192)),
         stem_channels=16,
         stem_activation="relu",
-        stages=(first, stage(24, 2), stage(32, 2), stage(64, 2), stage(96, 2)),
+        stages=(_static_stage(16, "relu"), stage(24, 2), stage(32, 2), stage(64, 2), stage(96, 2)),
         pyramid_stages=(2, 3, 4),
         neck_widths=(32, 48),
         head_widths=(32, 48),
