@@ -151,7 +151,6 @@ def _train(run: RunFolder, data: Path, seed: int, size: DemoSize, show: Show) ->
     run.write_environment(command_line())
     train = load_dataset(data, "train")
     task = Task(train=train, validation=load_dataset(data, "val", categories=train.categories))
-    torch.set_num_threads(1)  # faster than two: the layers are too small to share
     with show.stage("training one supernet") as progress:
         trainer = Trainer(config, task, run, torch.device("cpu"))
         trainer.train(Watcher(progress, show), lambda: False)

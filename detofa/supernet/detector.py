@@ -70,8 +70,9 @@ class Supernet(nn.Module):
     def forward(self, images: Tensor, arch: Arch) -> tuple[Tensor, Tensor]:
         """Run one arch on images (B, 3, H, W); outputs as `StaticDetector.forward`.
 
-        Gradients flow to the shared weights; in training mode the shared running statistics are
-        updated where the arch uses them.
+        Gradients flow to the shared weights. The shared running statistics are used in evaluation
+        mode but never updated: a mixture of many archs' statistics fits none, so each is
+        recalibrated before use. One thread may run one arch while another thread runs another.
         """
         skeleton = _skeleton(self.space, arch)
         skeleton.train(self.training)
@@ -131,7 +132,11 @@ def detector_from_state(
 @lru_cache(maxsize=16)  # some 2 MB each; random paths hardly ever come back
 def _skeleton(space: SearchSpace, arch: Arch) -> StaticDetector:
     with torch.device("meta"):
-        return StaticDetector(space, arch)
+        skeleton = StaticDetector(space, arch)
+    for module in skeleton.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+    return skeleton
 
 
 def _shapes(space: SearchSpace, arch: Arch) -> dict[str, tuple[int, ...]]:

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
 
-from detofa.arch import Arch
-from detofa.blocks import NeckHead
 from detofa.data.dataset import DetectionDataset
 from detofa.data.evaluation import AveragePrecision
 from detofa.data.loader import Batch, TrainingBatches
@@ -23,10 +21,8 @@ from detofa.imaging import IMAGENET, LITE, Preprocessing
 from detofa.presets import preset
 from detofa.space import SearchSpace
 from detofa.subnet import PostProcessing
-from detofa.supernet.decode import anchor_points
 from detofa.supernet.detector import Supernet
 from detofa.supernet.import_weights import load_pretrained
-from detofa.supernet.loss import Targets, assign, detection_loss, distillation_loss
 from detofa.train.checkpoint import (
     SupernetRecord,
     load_earlier_supernet,
@@ -38,6 +34,7 @@ from detofa.train.config import TrainConfig
 from detofa.train.evaluate import Recalibration, evaluate_path
 from detofa.train.memory import release_freed_memory
 from detofa.train.run import RunFolder
+from detofa.train.sandwich import SandwichGradients, sandwich
 
 _STEPS_BETWEEN_RELEASES = 5
 
@@ -73,16 +70,6 @@ class Task:
 def preprocessing_of(space_name: str) -> Preprocessing:
     """Return how the images of a space are normalised: as its pre-trained weights expect."""
     return LITE if space_name == "lite0" else IMAGENET
-
-
-def sandwich(space: SearchSpace, random_paths: int, seed: int, step: int) -> list[Arch]:
-    """Return the paths of a step: the largest, the smallest, and random ones.
-
-    A pure function of the seed and the step. Source: arXiv 1903.05134.
-    """
-    rng = np.random.default_rng([seed, step, 1])
-    drawn = [space.arch(genes) for genes in space.sample(rng, random_paths)]
-    return [space.largest, space.smallest, *drawn]
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
@@ -137,7 +124,10 @@ class Trainer:
         if run.state.is_file():
             self.step = load_training_state(run.state, self.supernet, self.averaged, self.optimiser)
             run.forget_after(self.step)
-        self._anchors: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        on_cpu = device.type == "cpu"
+        self._gradients = SandwichGradients(
+            self.supernet, config, device, torch.get_num_threads() if on_cpu else 1
+        )
 
     def train(self, observer: Observer, should_stop: Callable[[], bool]) -> bool:
         """Train to the last step, or until `should_stop` says so between two steps.
@@ -201,34 +191,18 @@ class Trainer:
         archs = sandwich(self.space, config.random_paths, config.seed, self.step)
         if self.step < config.largest_first * config.steps:
             archs = archs[:1]
-        self.optimiser.zero_grad(set_to_none=True)
-        total = 0.0
-        targets: dict[tuple[int, int], Targets] = {}
-        teacher: tuple[Tensor, Tensor] | None = None
-        for arch in archs:
-            images, boxes_xyxy = _at_size(batch, arch.image_size, self.device)
-            points_xy, strides = self._points(arch)
-            outputs: tuple[Tensor, Tensor] = self.supernet(images, arch)
-            if arch.image_size not in targets:
-                labels = [label.to(self.device) for label in batch.labels]
-                targets[arch.image_size] = assign(*outputs, points_xy, strides, boxes_xyxy, labels)
-            goal = targets[arch.image_size]
-            loss = detection_loss(*outputs, goal, points_xy, strides, config.losses)
-            if teacher is None:
-                teacher = (outputs[0].detach(), outputs[1].detach())
-            elif config.distillation and arch.image_size == archs[0].image_size:
-                loss = loss + config.distillation * distillation_loss(outputs, teacher, goal)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+        loss, gradients = self._gradients(batch, archs)
+        for parameter, gradient in zip(self.supernet.parameters(), gradients, strict=True):
+            parameter.grad = gradient
         norm = nn.utils.clip_grad_norm_(self.supernet.parameters(), config.clip_norm)
-        if not math.isfinite(total) or not bool(norm.isfinite()):
+        if not math.isfinite(loss) or not bool(norm.isfinite()):
             raise UserError(
-                f"the loss became {total} at step {self.step + 1}; start again with a smaller "
+                f"the loss became {loss} at step {self.step + 1}; start again with a smaller "
                 f"--learning-rate than {config.learning_rate:g}"
             )
         self.optimiser.step()
         self.averaged.update_parameters(self.supernet)
-        return total / len(archs)
+        return loss
 
     def _evaluate(self, observer: Observer) -> None:
         rng = np.random.default_rng(0)
@@ -255,14 +229,6 @@ class Trainer:
                 "ap50": {name: result.ap50 for name, result in results.items()},
             }
         )
-
-    def _points(self, arch: Arch) -> tuple[Tensor, Tensor]:
-        if arch.image_size not in self._anchors:
-            neck_head = self.space.blocks(arch)[-1]
-            assert isinstance(neck_head, NeckHead)
-            points_xy, strides = anchor_points(neck_head)
-            self._anchors[arch.image_size] = points_xy.to(self.device), strides.to(self.device)
-        return self._anchors[arch.image_size]
 
 
 def _initial_supernet(space: SearchSpace, config: TrainConfig, task: Task) -> Supernet:
@@ -308,17 +274,3 @@ def _ramped_average(
         torch._foreach_lerp_(list(averaged), list(current), weight)
 
     return update
-
-
-def _at_size(
-    batch: Batch, image_size: tuple[int, int], device: torch.device
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the batch's images and boxes at another input size."""
-    images = batch.images.to(device, memory_format=torch.channels_last)
-    height, width = images.shape[2:]
-    boxes = [box.to(device) for box in batch.boxes_xyxy]
-    if (height, width) == image_size:
-        return images, boxes
-    images = nn.functional.interpolate(images, image_size, mode="bilinear", antialias=True)
-    factor = images.new_tensor([image_size[1] / width, image_size[0] / height] * 2)
-    return images, [box * factor for box in boxes]

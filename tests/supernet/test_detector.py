@@ -80,15 +80,19 @@ def test_gradients_of_a_path_reach_its_slices_and_nothing_else() -> None:
     assert supernet.get_parameter("largest.backbone.stages.1.1.expand.conv.weight").grad is None
 
 
-def test_training_updates_the_shared_statistics_of_the_slices_used() -> None:
+def test_training_leaves_the_shared_statistics_alone_and_evaluation_uses_them() -> None:
     space = preset("tiny", num_classes=2, image_sizes=[(64, 64)])
-    supernet = perturbed(space).train()
-    mean = supernet.get_buffer("largest.backbone.stages.1.0.expand.norm.running_mean")
-    before = mean.clone()
-    supernet(images_of(space.smallest), space.smallest)
-    used = space.block(1, 0, 3, 2, (64, 64)).mid_channels
-    assert (mean[:used] != before[:used]).all()
-    assert torch.equal(mean[used:], before[used:])
+    supernet = perturbed(space)
+    before = {name: value.clone() for name, value in supernet.named_buffers()}
+    trained = supernet.train()(images_of(space.smallest), space.smallest)
+    for name, value in supernet.named_buffers():
+        assert torch.equal(value, before[name]), name
+    evaluated = supernet.eval()(images_of(space.smallest), space.smallest)
+    assert not torch.allclose(trained[0], evaluated[0], atol=1e-3)
+    norm = "largest.backbone.stages.1.0.expand.norm.running_mean"
+    supernet.get_buffer(norm).add_(1.0)
+    moved = supernet(images_of(space.smallest), space.smallest)
+    assert not torch.allclose(moved[0], evaluated[0], atol=1e-3)
 
 
 def test_extracting_an_arch_outside_the_space_names_what_is_allowed() -> None:

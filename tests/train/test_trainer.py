@@ -12,13 +12,12 @@ from detofa.data.dataset import load_dataset
 from detofa.data.demo import make_demo_dataset
 from detofa.data.evaluation import AveragePrecision
 from detofa.errors import UserError
-from detofa.presets import preset
 from detofa.subnet import PostProcessing
 from detofa.train.checkpoint import load_supernet, load_training_state, save_supernet
 from detofa.train.config import TrainConfig, read_recipe
 from detofa.train.evaluate import Recalibration, evaluate_path
 from detofa.train.run import RunFolder, newest_run
-from detofa.train.trainer import Task, Trainer, learning_rate_factor, sandwich
+from detofa.train.trainer import Task, Trainer, learning_rate_factor
 
 CPU = torch.device("cpu")
 
@@ -122,16 +121,6 @@ def test_the_loss_falls_and_the_same_seed_gives_the_same_losses(
     assert first.losses == second.losses
     assert first.losses[0] != other.losses[0]
     assert np.mean(first.losses[-5:]) < 0.96 * np.mean(first.losses[:5])
-
-
-def test_a_sandwich_has_both_ends_and_depends_on_seed_and_step_alone() -> None:
-    space = preset("lite0", num_classes=2)
-    paths = sandwich(space, 3, seed=1, step=7)
-    assert paths[:2] == [space.largest, space.smallest]
-    assert len(set(paths)) == 5
-    assert paths == sandwich(space, 3, seed=1, step=7)
-    assert paths[2:] != sandwich(space, 3, seed=1, step=8)[2:]
-    assert paths[2:] != sandwich(space, 3, seed=2, step=7)[2:]
 
 
 def test_the_rate_rises_to_one_and_falls_to_two_percent() -> None:
