@@ -132,6 +132,31 @@ def sha256_file(path: Path) -> str:
         raise _cannot_read(path, error) from error
 
 
+def check_companion(path: Path, companion: Path, sha256: str, *, remake: str) -> None:
+    """Check that the file named in another, beside it, is there and the one that was meant.
+
+    Args:
+        path: The file that names the other.
+        companion: The other.
+        sha256: Its hash as `path` gives it.
+        remake: What makes both, e.g. "`detofa search`"; part of the error messages.
+
+    Raises:
+        UserError: the companion is missing or has another hash.
+    """
+    if not companion.is_file():
+        raise UserError(
+            f"{path} needs {companion}, which does not exist; copy it beside {path.name}, or make "
+            f"both again with {remake}"
+        )
+    found = sha256_file(companion)
+    if found != sha256:
+        raise UserError(
+            f"{companion} has SHA-256 {found[:12]}, but {path.name} was written for {sha256[:12]}: "
+            f"it was changed, or is of another {remake}; make both again"
+        )
+
+
 def sha256_json(record: Any) -> str:
     """Return the SHA-256 of a JSON value's canonical text, in hexadecimal."""
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)

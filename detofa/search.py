@@ -12,18 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
-from detofa.space import ABSENT, Genes, SearchSpace
-from detofa.units import format_count
+from detofa.reachable import (
+    Measure,
+    Reachable,
+    Values,
+    descend,
+    measured,
+    quantity,
+    reachable_range,
+    single_changes,
+)
+from detofa.space import Genes, SearchSpace
 
-Values = NDArray[np.float64]
-Measure = Callable[[Genes], Values]
-"""Maps (N, num_genes) genes to (N,) finite numbers."""
-
-_SWEEPS = 30  # of a coordinate descent, which converges in two to five
 _REPAIRS = 4  # crossings of a child that is over a limit with the cheapest path
 _ATTEMPTS = 8  # rounds of children tried to fill one generation
 _NEW_SHARE = 1 / 8  # of children drawn anew, so that parents alike do not end the search
-_PROBES = 512  # paths drawn to start a descent
+_PROBES = 512  # paths drawn where two limits pull apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,29 +80,6 @@ class SearchConfig:
         for name in ("mutation_rate", "mutated_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} should be from 0 to 1, got {getattr(self, name)!r}")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Reachable:
-    """What a cost can be in a space.
-
-    Attributes:
-        low: Least cost.
-        high: Greatest cost.
-        unit: Unit of both.
-        lowest: (num_genes,) a path of the least cost.
-        highest: (num_genes,) a path of the greatest cost.
-    """
-
-    low: float
-    high: float
-    unit: str
-    lowest: Genes
-    highest: Genes
-
-    def __str__(self) -> str:
-        """Return the range for people; its lower end, when typed, is reachable."""
-        return f"{_quantity(_rounded_up(self.low), self.unit)} to {_quantity(self.high, self.unit)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,32 +226,6 @@ def finalists(result: SearchResult, top_k: int, *, min_changes: int = 1) -> NDAr
     return np.array(sorted(chosen, key=rank.__getitem__), np.intp)
 
 
-def reachable_range(
-    space: SearchSpace, cost: Measure, rng: np.random.Generator, *, unit: str
-) -> Reachable:
-    """Find the least and the greatest cost in a space.
-
-    The smallest path is not always the fastest, so this descends from it, and from paths drawn at
-    random, one block (or the neck and head) at a time. Exact for a cost that is a sum over blocks
-    of positive numbers, as latency tables and MACs are; otherwise the best found.
-
-    Args:
-        space: The search space.
-        cost: Gives the cost of paths.
-        rng: Source of randomness for the paths to start from.
-        unit: Unit of the cost.
-    """
-    drawn = space.sample_spread(rng, _PROBES)
-    ends = np.stack([space.genes(space.smallest), space.genes(space.largest)])
-    probes = np.concatenate([ends, drawn])
-    values = _values(cost, probes)
-    low, lowest = _descend(space, cost, probes[np.argmin(values)], fill_largest=False)
-    negative, highest = _descend(
-        space, lambda genes: -_values(cost, genes), probes[np.argmax(values)], fill_largest=True
-    )
-    return Reachable(low=low, high=-negative, unit=unit, lowest=lowest, highest=highest)
-
-
 # ---- evolution --------------------------------------------------------------------------------
 
 
@@ -290,7 +245,7 @@ class _Pool:
 
     def add(self, genes: Genes, costs: Values) -> None:
         self.genes = np.concatenate([self.genes, genes])
-        self.scores = np.concatenate([self.scores, _values(self.score, genes)])
+        self.scores = np.concatenate([self.scores, measured(self.score, genes)])
         self.costs = np.concatenate([self.costs, costs])
         self.seen |= {row.tobytes() for row in genes}
 
@@ -327,7 +282,7 @@ def _evolve(
             gathered = pool.fresh(np.concatenate([gathered, children]))[:room]
         if not len(gathered):  # every path within reach was scored
             break
-        pool.add(gathered, _values(limits[0].cost, gathered))
+        pool.add(gathered, measured(limits[0].cost, gathered))
         best = _best(pool.scores, pool.costs, 1)[0]
         history.append(
             Generation(
@@ -350,7 +305,7 @@ def _seeds(
     if attempt == 0:
         return np.concatenate([anchors, space.sample_spread(rng, config.population)])
     if attempt == 1:
-        return space.canonical(_changed(anchors[0], _groups(space)))
+        return single_changes(space, anchors[0])
     parents = anchors[rng.integers(len(anchors), size=config.population)]
     return space.mutate(parents, rng, config.mutation_rate / 2**attempt)
 
@@ -366,7 +321,7 @@ def _children(
     new = space.sample_spread(rng, math.ceil(config.population * _NEW_SHARE))
     if attempt >= _ATTEMPTS - 2:
         parent = parents[rng.integers(len(parents))]
-        return np.concatenate([space.canonical(_changed(parent, _groups(space))), new])
+        return np.concatenate([single_changes(space, parent), new])
     count = config.population - len(new)
     first, second = parents[rng.integers(len(parents), size=(2, count))]
     mutated = space.mutate(first, rng, config.mutation_rate / 2**attempt)
@@ -408,7 +363,7 @@ def _anchors(
         if found.low > limit.limit:
             raise UserError(
                 f"no path of space {space.name} is within {limit.name} of "
-                f"{_quantity(limit.limit, limit.unit)}: it reaches {found}; allow more, or use "
+                f"{quantity(limit.limit, limit.unit)}: it reaches {found}; allow more, or use "
                 "smaller image sizes"
             )
         ranges.append(found)
@@ -418,14 +373,12 @@ def _anchors(
     if len(limits) > 1 and not _fits(limits, candidates).any():
         candidates = np.concatenate([candidates, space.sample_spread(rng, _PROBES)])
         start = candidates[np.argmin(_excess(limits, candidates))]
-        _, closest = _descend(
-            space, lambda genes: _excess(limits, genes), start, fill_largest=False
-        )
+        _, closest = descend(space, lambda genes: _excess(limits, genes), start, fill_largest=False)
         candidates = np.concatenate([candidates, closest[None]])
     anchors = candidates[_fits(limits, candidates)]
     if not len(anchors):
         named = " and ".join(
-            f"{limit.name} of {_quantity(limit.limit, limit.unit)} (reaches {found})"
+            f"{limit.name} of {quantity(limit.limit, limit.unit)} (reaches {found})"
             for limit, found in zip(limits, ranges, strict=True)
         )
         raise UserError(f"no path of space {space.name} was found within {named}; allow more")
@@ -435,18 +388,18 @@ def _anchors(
 def _fits(limits: Sequence[Cap], genes: Genes) -> NDArray[np.bool_]:
     fits = np.ones(len(genes), bool)
     for limit in limits:
-        fits &= _values(limit.cost, genes) <= limit.limit
+        fits &= measured(limit.cost, genes) <= limit.limit
     return fits
 
 
 def _excess(limits: Sequence[Cap], genes: Genes) -> Values:
     """Return the largest share of a limit that each path uses: (N,); above 1 is too much."""
-    shares = [_values(limit.cost, genes) / limit.limit for limit in limits]
+    shares = [measured(limit.cost, genes) / limit.limit for limit in limits]
     excess: Values = np.max(shares, axis=0)
     return excess
 
 
-# ---- order and coordinate descent -------------------------------------------------------------
+# ---- order -----------------------------------------------------------------------------------
 
 
 def _best(scores: Values, costs: Values, count: int) -> NDArray[np.intp]:
@@ -480,78 +433,6 @@ def _foremost(pool: _Pool, count: int) -> NDArray[np.intp]:
     return chosen
 
 
-def _descend(
-    space: SearchSpace, cost: Measure, start: Genes, *, fill_largest: bool
-) -> tuple[float, Genes]:
-    """Return the least cost that changing one block at a time reaches, and its path.
-
-    Each image size has its own descent, so that with a size given a sum over blocks is exact.
-    """
-    fill = (space.num_choices - 1) * int(fill_largest)
-    complete = np.where(start == ABSENT, fill, start).astype(np.int8)
-    found: list[tuple[float, Genes]] = []
-    for size in range(len(space.image_sizes)):
-        row = complete.copy()
-        row[0] = size
-        found.append(_descend_at_size(space, cost, row))
-    return min(found, key=lambda pair: pair[0])
-
-
-def _descend_at_size(space: SearchSpace, cost: Measure, row: Genes) -> tuple[float, Genes]:
-    value = float(_values(cost, space.canonical(row[None]))[0])
-    groups = _groups(space)
-    bounds = np.cumsum([0, *(len(options) for _, options in groups)])
-    for _ in range(_SWEEPS):
-        moves = _changed(row, groups)
-        prices = _values(cost, space.canonical(moves))
-        together = row.copy()
-        for (columns, _), start, stop in zip(groups, bounds[:-1], bounds[1:], strict=True):
-            best = start + int(np.argmin(prices[start:stop]))
-            if prices[best] < value:
-                together[columns] = moves[best, columns]
-        candidates = np.stack([together, moves[np.argmin(prices)]])
-        values = _values(cost, space.canonical(candidates))
-        if values.min() >= value:
-            break
-        row, value = candidates[np.argmin(values)], float(values.min())
-    return value, space.canonical(row[None])[0]
-
-
-_Group = tuple[list[int], NDArray[np.int8]]  # columns, and all choices of them (K, len(columns))
-
-
-def _groups(space: SearchSpace) -> list[_Group]:
-    """Return the genes priced together: neck and head, each depth, each block; no image size."""
-    num_stages = len(space.stages)
-    first_block = space.block_gene(0, 0)
-    columns = [list(range(1, first_block - num_stages))]
-    columns += [[column] for column in range(first_block - num_stages, first_block)]
-    columns += [[kernel, kernel + 1] for kernel in range(first_block, space.num_genes, 2)]
-    groups = []
-    for group in columns:
-        counts = tuple(space.num_choices[group].tolist())
-        groups.append((group, np.indices(counts).reshape(len(group), -1).T.astype(np.int8)))
-    return groups
-
-
-def _changed(row: Genes, groups: Sequence[_Group]) -> Genes:
-    """Return `row` with every choice of one group after another: (sum of K, num_genes)."""
-    complete = np.maximum(row, 0)
-    changed = np.repeat(complete[None], sum(len(options) for _, options in groups), axis=0)
-    start = 0
-    for columns, options in groups:
-        changed[start : start + len(options), columns] = options
-        start += len(options)
-    return changed
-
-
-def _values(measure: Measure, genes: Genes) -> Values:
-    values = np.asarray(measure(genes), np.float64)
-    assert values.shape == (len(genes),), f"one number per path, got {values.shape}"
-    assert np.isfinite(values).all(), "scores and costs must be finite"
-    return values
-
-
 def _result(
     pool: _Pool,
     order: NDArray[np.intp],
@@ -562,8 +443,8 @@ def _result(
     note = None
     if reachable.high <= budget.limit < math.inf:
         note = (
-            f"the budget of {_quantity(budget.limit, budget.unit)} allows every path of the "
-            f"space: the costliest takes {_quantity(reachable.high, budget.unit)}"
+            f"the budget of {quantity(budget.limit, budget.unit)} allows every path of the "
+            f"space: the costliest takes {quantity(reachable.high, budget.unit)}"
         )
     return SearchResult(
         genes=pool.genes[order],
@@ -574,15 +455,3 @@ def _result(
         reachable=reachable,
         note=note,
     )
-
-
-def _quantity(value: float, unit: str) -> str:
-    return f"{value:.4g} {unit}" if abs(value) < 1000 else f"{format_count(value)} {unit}"
-
-
-def _rounded_up(value: float) -> float:
-    """Round up to four digits, so that the number shown is not below the number meant."""
-    if value <= 0:
-        return value
-    step = 10.0 ** (math.floor(math.log10(value)) - 3)
-    return math.ceil(value / step) * step

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from detofa.arch import Arch
 from detofa.errors import UserError
-from detofa.files import read_json, sha256_file, write_json
+from detofa.files import check_companion, read_json, write_json
 from detofa.imaging import Preprocessing
 from detofa.space import SearchSpace
 
@@ -225,18 +225,7 @@ class Subnet:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         weights = path.parent / subnet.weights_file
-        if not weights.is_file():
-            raise UserError(
-                f"{path} needs its weights {weights}, which do not exist; copy them beside it, or "
-                f"make both again with {_REMAKE}"
-            )
-        found = sha256_file(weights)
-        if found != subnet.weights_sha256:
-            raise UserError(
-                f"{weights} has SHA-256 {found[:12]}, but {path.name} was written for "
-                f"{subnet.weights_sha256[:12]}: they are not of one search; make both again with "
-                f"{_REMAKE}"
-            )
+        check_companion(path, weights, subnet.weights_sha256, remake=_REMAKE)
         return subnet
 
 

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from detofa.arch import Arch
 from detofa.choose import Budget, Chooser
-from detofa.data.dataset import load_dataset
 from detofa.data.demo import make_demo_dataset
 from detofa.data.evaluation import AveragePrecision
 from detofa.errors import UserError
@@ -18,21 +16,10 @@ from detofa.profiling.measure import profile_space
 from detofa.profiling.table import LatencyTable
 from detofa.subnet import PostProcessing, Subnet
 from detofa.train.checkpoint import load_subnet
-from detofa.train.config import TrainConfig
 from detofa.train.evaluate import evaluate_detector, torch_detector
 from detofa.train.path_evaluations import PathEvaluations
 from detofa.train.run import RunFolder
-from detofa.train.trainer import Task, Trainer
-
-
-class Silent:
-    """Watch nothing."""
-
-    def on_step(self, step: int, steps: int, loss: float, images_per_s: float) -> None:
-        """Ignore."""
-
-    def on_evaluation(self, step: int, results: object) -> None:
-        """Ignore."""
+from tests.samples import Quiet, config_of, trainer_of
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +27,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("choose")
     data = folder / "data"
     make_demo_dataset(data, train=8, val=4, test=4, image_size=(96, 128))
-    config = TrainConfig(
-        data=str(data),
-        space="tiny",
+    config = config_of(
+        data,
         image_sizes=((64, 64), (96, 128)),
         steps=2,
-        batch_size=4,
         largest_first=0.0,
         recalibration_images=4,
-        evaluations=0,
-        checkpoint_steps=2,
+        distillation=0.0,
     )
-    run = RunFolder(path=folder / "run")
-    run.path.mkdir()
-    task = Task(train=load_dataset(data, "train"), validation=load_dataset(data, "val"))
-    Trainer(config, task, run, torch.device("cpu")).train(Silent(), lambda: False)
-    return run
+    trainer = trainer_of(config, folder / "run")
+    trainer.train(Quiet(), lambda: False)
+    return trainer.run
 
 
 @pytest.fixture(scope="module")

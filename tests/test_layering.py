@@ -27,6 +27,7 @@ ORDER = [
     "subnet",
     "path_filter",
     "predictor",
+    "reachable",
     "search",
     "timer",
     "runtime",
@@ -42,17 +43,37 @@ ORDER = [
     "cli",
 ]
 # Not in the first design: docs/decisions.md says why each is there.
-ADDED = {"errors", "files", "units", "blocks", "presets", "predictor", "choose", "demo"}
+ADDED = {
+    "errors",
+    "files",
+    "units",
+    "blocks",
+    "presets",
+    "predictor",
+    "reachable",
+    "choose",
+    "demo",
+}
 LEAVES = {"errors", "files", "units"}
 SPACE = LEAVES | {"arch", "blocks", "space", "presets"}
 # Narrower than the order: these take what they work on as arguments.
 ONLY = {
     "path_filter": SPACE,
     "predictor": SPACE,
-    "search": SPACE,
+    "reachable": SPACE,
+    "search": SPACE | {"reachable"},
     "export": set(ORDER[: ORDER.index("export")]) - {"supernet", "data"},
 }
-NO_TORCH = [*sorted(SPACE), "subnet", "predictor", "search", "imaging", "timer", "runtime"]
+NO_TORCH = [
+    *sorted(SPACE),
+    "subnet",
+    "predictor",
+    "reachable",
+    "search",
+    "imaging",
+    "timer",
+    "runtime",
+]
 NOT_IN_THE_BASE_INSTALL = [
     "torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "tensorrt", "pynvml",
     "pycocotools", "fvcore", "yaml", "sklearn", "matplotlib",

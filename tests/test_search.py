@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from detofa.errors import UserError
 from detofa.presets import preset
+from detofa.reachable import reachable_range
 from detofa.search import (
     Cap,
     SearchConfig,
     finalists,
     pareto_front,
     pareto_search,
-    reachable_range,
     search,
 )
 from detofa.space import ABSENT, SearchSpace

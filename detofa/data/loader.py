@@ -18,7 +18,7 @@ from detofa.data.dataset import DetectionDataset
 from detofa.data.records import ImageRecord
 from detofa.data.transforms import Augmentation, Sample, mosaic_sample, training_sample
 from detofa.errors import UserError
-from detofa.imaging import Letterbox, Preprocessing, letterbox, read_image, resize
+from detofa.imaging import Preprocessing, letterbox, read_image, resize
 
 _BATCHES_AHEAD = 2  # per worker
 _SHUFFLE, _SIZE, _SAMPLE = 0, 1, 2  # separate streams of random numbers of one seed
@@ -184,27 +184,6 @@ def repeat_factors(dataset: DetectionDataset, class_balance: float) -> NDArray[n
         per_class[share > 0] = (share.max() / share[share > 0]) ** class_balance
         factors = np.maximum(factors, (present * per_class).max(axis=1))
     return factors
-
-
-def evaluation_batches(
-    dataset: DetectionDataset,
-    image_size: tuple[int, int],
-    preprocessing: Preprocessing,
-    batch_size: int,
-) -> Iterator[tuple[Tensor, list[Letterbox], list[ImageRecord]]]:
-    """Yield all images in order, prepared exactly as on a device.
-
-    Yields:
-        (B, 3, H, W) float32 images, where each lies in its input, and their records; the last
-        batch may be smaller.
-    """
-    for start in range(0, len(dataset.images), batch_size):
-        records = list(dataset.images[start : start + batch_size])
-        prepared = [
-            letterbox(read_image(record.path), image_size, preprocessing.fill) for record in records
-        ]
-        images = preprocessing.normalise(np.stack([image for image, _ in prepared]))
-        yield torch.from_numpy(images), [box for _, box in prepared], records
 
 
 def calibration_images(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from detofa.errors import UserError
-from detofa.files import read_json, sha256_file, write_json
+from detofa.files import check_companion, read_json, write_json
 from detofa.subnet import Subnet
 
 KIND = "export_manifest"
@@ -103,18 +103,7 @@ class Manifest:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         model = path.parent / manifest.model_file
-        if not model.is_file():
-            raise UserError(
-                f"{path} describes {model}, which does not exist; copy it beside the manifest, or "
-                f"make both again with {_REMAKE}"
-            )
-        found = sha256_file(model)
-        if found != manifest.model_sha256:
-            raise UserError(
-                f"{model} has SHA-256 {found[:12]}, but {path.name} was written for "
-                f"{manifest.model_sha256[:12]}: the model was changed or is of another export; "
-                f"make both again with {_REMAKE}"
-            )
+        check_companion(path, model, manifest.model_sha256, remake=_REMAKE)
         return manifest
 
 

@@ -1,6 +1,5 @@
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -8,12 +7,11 @@ from detofa.data.dataset import load_dataset
 from detofa.data.loader import (
     TrainingBatches,
     calibration_images,
-    evaluation_batches,
     repeat_factors,
 )
 from detofa.data.transforms import NO_AUGMENTATION, Augmentation
 from detofa.errors import UserError
-from detofa.imaging import LITE, letterbox, read_image
+from detofa.imaging import LITE
 
 CATS = [(3, "cat"), (17, "dog")]
 SIZES = ((64, 96), (96, 64))
@@ -149,17 +147,6 @@ def test_large_images_are_kept_at_twice_the_input(tmp_path, make_coco):
     assert (left, right) == pytest.approx((16, 48), abs=0.01)
     assert bottom - top == pytest.approx(16, abs=0.01)
     assert batches._images.get(0).shape == (96, 192, 3)
-
-
-def test_evaluation_prepares_images_as_the_runtime_does(dataset):
-    found = list(evaluation_batches(dataset, (64, 96), LITE, 3))
-    assert [len(images) for images, _, _ in found] == [3, 3, 1]
-    records = [record for _, _, batch in found for record in batch]
-    assert records == list(dataset.images)
-    images, boxes, _ = found[1]
-    canvas, box = letterbox(read_image(dataset.images[3].path), (64, 96), LITE.fill)
-    assert boxes[0] == box
-    assert np.array_equal(images[0].numpy(), LITE.normalise(canvas))
 
 
 def test_the_calibration_set_is_fixed_by_its_seed(dataset):

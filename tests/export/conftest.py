@@ -5,30 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from detofa.imaging import IMAGENET
-from detofa.presets import preset
-from detofa.subnet import PostProcessing, Subnet
 from detofa.supernet.decode import DecodedDetector
 from detofa.supernet.detector import StaticDetector
-
-
-def make_subnet(image_size, space_name="tiny"):
-    space = preset(space_name, num_classes=2, image_sizes=[image_size])
-    return Subnet(
-        space=space,
-        arch=space.smallest,
-        preprocessing=IMAGENET,
-        postprocessing=PostProcessing(),
-        categories=((7, "red cell"), (90, "platelet")),
-        weights_file="a.safetensors",
-        weights_sha256="0" * 64,
-        supernet_sha256="1" * 64,
-        recalibration={"images": 4, "seed": 0},
-        figures={},
-        device=None,
-        table_sha256=None,
-        command="detofa search",
-    )
 
 
 def make_detector(subnet, seed=0):

@@ -15,8 +15,9 @@ from detofa.files import sha256_file
 from detofa.imaging import read_image
 from detofa.runtime.detector import open_detector
 from detofa.runtime.manifest import Manifest
+from tests.samples import make_subnet
 
-from .conftest import SmallDetector, make_detector, make_subnet
+from .conftest import SmallDetector, make_detector
 
 
 def scored(rng, count=20):

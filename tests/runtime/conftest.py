@@ -8,29 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from detofa.imaging import IMAGENET
-from detofa.presets import preset
 from detofa.runtime.detector import SUBNET_KEY
-from detofa.subnet import PostProcessing, Subnet
-
-
-def make_subnet(image_size=(96, 128), **postprocessing):
-    space = preset("tiny", num_classes=2, image_sizes=[image_size])
-    return Subnet(
-        space=space,
-        arch=space.smallest,
-        preprocessing=IMAGENET,
-        postprocessing=PostProcessing(**postprocessing),
-        categories=((7, "red cell"), (90, "platelet")),
-        weights_file="a.safetensors",
-        weights_sha256="0" * 64,
-        supernet_sha256="1" * 64,
-        recalibration={"images": 4, "seed": 0},
-        figures={},
-        device=None,
-        table_sha256=None,
-        command="detofa search",
-    )
 
 
 def brightness_model(

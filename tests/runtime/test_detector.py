@@ -12,8 +12,9 @@ from detofa.files import sha256_file
 from detofa.runtime.detector import SUBNET_KEY, Detector, open_detector
 from detofa.runtime.manifest import Manifest, manifest_path
 from detofa.runtime.session import OnnxSession
+from tests.samples import make_subnet
 
-from .conftest import brightness_model, make_subnet
+from .conftest import brightness_model
 
 
 def make_manifest(model, subnet, **changes):

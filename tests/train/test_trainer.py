@@ -8,34 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from detofa.data.dataset import load_dataset
 from detofa.data.demo import make_demo_dataset
-from detofa.data.evaluation import AveragePrecision
 from detofa.errors import UserError
 from detofa.subnet import PostProcessing
 from detofa.train.checkpoint import load_supernet, load_training_state, save_supernet
 from detofa.train.config import TrainConfig, read_recipe
 from detofa.train.evaluate import Recalibration, evaluate_path
 from detofa.train.run import RunFolder, newest_run
-from detofa.train.trainer import Task, Trainer, learning_rate_factor
+from detofa.train.trainer import learning_rate_factor
+from tests.samples import Quiet, config_of, trainer_of
 
 CPU = torch.device("cpu")
-
-
-class Quiet:
-    """Count, and keep what was said."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.evaluations: list[dict[str, AveragePrecision]] = []
-
-    def on_step(self, step: int, steps: int, loss: float, images_per_s: float) -> None:
-        assert 1 <= step <= steps
-        assert images_per_s > 0
-        self.losses.append(loss)
-
-    def on_evaluation(self, step: int, results: dict[str, AveragePrecision]) -> None:
-        self.evaluations.append(results)
 
 
 @pytest.fixture(scope="module")
@@ -43,29 +26,6 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     make_demo_dataset(folder, train=16, val=4, test=4, image_size=(96, 128))
     return folder
-
-
-def config_of(data: Path, **changes: object) -> TrainConfig:
-    config = TrainConfig(
-        data=str(data),
-        space="tiny",
-        image_sizes=((64, 64), (64, 96)),
-        steps=6,
-        batch_size=4,
-        largest_first=0.2,
-        recalibration_images=8,
-        evaluations=0,
-        checkpoint_steps=2,
-        distillation=0.5,
-    )
-    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
-
-
-def trainer_of(config: TrainConfig, folder: Path) -> Trainer:
-    folder.mkdir(parents=True, exist_ok=True)
-    data = Path(config.data)
-    task = Task(train=load_dataset(data, "train"), validation=load_dataset(data, "val"))
-    return Trainer(config, task, RunFolder(path=folder), CPU)
 
 
 def never() -> bool:

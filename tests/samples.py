@@ -1,0 +1,81 @@
+"""Small subnets and runs that several test modules share."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detofa.data.dataset import load_dataset
+from detofa.data.evaluation import AveragePrecision
+from detofa.imaging import IMAGENET
+from detofa.presets import preset
+from detofa.subnet import PostProcessing, Subnet
+from detofa.train.config import TrainConfig
+from detofa.train.run import RunFolder
+from detofa.train.trainer import Task, Trainer
+
+
+def make_subnet(
+    image_size: tuple[int, int] = (96, 128), space_name: str = "tiny", **postprocessing: Any
+) -> Subnet:
+    """Return the smallest subnet of a space; its weights file is only a name."""
+    space = preset(space_name, num_classes=2, image_sizes=[image_size])
+    return Subnet(
+        space=space,
+        arch=space.smallest,
+        preprocessing=IMAGENET,
+        postprocessing=PostProcessing(**postprocessing),
+        categories=((7, "red cell"), (90, "platelet")),
+        weights_file="a.safetensors",
+        weights_sha256="0" * 64,
+        supernet_sha256="1" * 64,
+        recalibration={"images": 4, "seed": 0},
+        figures={},
+        device=None,
+        table_sha256=None,
+        command="detofa search",
+    )
+
+
+class Quiet:
+    """An observer of training that checks and keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.evaluations: list[dict[str, AveragePrecision]] = []
+
+    def on_step(self, step: int, steps: int, loss: float, images_per_s: float) -> None:
+        """Keep the loss."""
+        assert 1 <= step <= steps
+        assert images_per_s > 0
+        self.losses.append(loss)
+
+    def on_evaluation(self, step: int, results: dict[str, AveragePrecision]) -> None:
+        """Keep the results."""
+        self.evaluations.append(results)
+
+
+def config_of(data: Path, **changes: Any) -> TrainConfig:
+    """Return settings of a run of seconds on the demo's digits."""
+    config = TrainConfig(
+        data=str(data),
+        space="tiny",
+        image_sizes=((64, 64), (64, 96)),
+        steps=6,
+        batch_size=4,
+        largest_first=0.2,
+        recalibration_images=8,
+        evaluations=0,
+        checkpoint_steps=2,
+        distillation=0.5,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def trainer_of(config: TrainConfig, folder: Path) -> Trainer:
+    """Return a trainer on the CPU whose run is `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = Path(config.data)
+    task = Task(train=load_dataset(data, "train"), validation=load_dataset(data, "val"))
+    return Trainer(config, task, RunFolder(path=folder), torch.device("cpu"))
