@@ -34,7 +34,7 @@ def demo(data: Path) -> TrainConfig:
     return TrainConfig(
         data=str(data),
         space="lite0",
-        image_sizes=((64, 80), (128, 160), (160, 192)),
+        image_sizes=((64, 96), (128, 160), (160, 192)),
         init="efficientnet-lite0",
         steps=600,
         batch_size=4,
