@@ -209,7 +209,8 @@ class Chooser:
         result = _search(self.space, budget.limit, score, rng, search_for)
         genes = result.genes[finalists(result, top_k)]
         if budget.kind == "latency":
-            genes = _with_spare(genes, result, _SPARE * budget.limit)
+            # The best below a tighter limit, should all others be measured just over theirs.
+            genes = _with_new(genes, result.genes[result.costs <= _SPARE * budget.limit][:1])
         genes = self._with_best_evaluated(genes, cost, budget.limit, caps)
         found = self._evaluate_finalists(genes, predictor)
         found.sort(key=lambda item: (not _within(item, budget), -item.ap))
@@ -323,10 +324,7 @@ class Chooser:
     def _fit_predictor(self) -> RidgePredictor:
         """Evaluate paths spread evenly over compute, and fit the predictor on them."""
         rng = np.random.default_rng([self.seed, 0])
-        ends = np.stack(
-            [self.space.genes(self.space.smallest), self.space.genes(self.space.largest)]
-        )
-        genes = ends
+        genes = ends = self.space.ends
         if self.labels > 0:
             low, high = self.macs(ends)
             edges = np.geomspace(low, high, _LABEL_BINS + 1)
@@ -344,10 +342,7 @@ class Chooser:
         fits = cost(rows) <= limit
         for cap in caps:
             fits &= cap.cost(rows) <= cap.limit
-        best = rows[fits][:1]
-        known = {row.tobytes() for row in genes}
-        fresh = [row for row in best if row.tobytes() not in known]
-        return np.concatenate([genes, np.stack(fresh)]) if fresh else genes
+        return _with_new(genes, rows[fits][:1])
 
     def _evaluate_finalists(self, genes: Genes, predictor: RidgePredictor) -> list[Finalist]:
         figures = self.evaluate(list(genes), "evaluate finalists")
@@ -471,13 +466,11 @@ def _search(
     return search(space, score=score, budget=limit, rng=rng, config=config, **search_for)
 
 
-def _with_spare(genes: Genes, result: SearchResult, limit: float) -> Genes:
-    """Add the best path below a tighter limit, should all others be measured just over theirs."""
-    spare = result.genes[result.costs <= limit][:1]
+def _with_new(genes: Genes, rows: Genes) -> Genes:
+    """Add the rows that are not there yet: (N, num_genes) and (M, num_genes)."""
     known = {row.tobytes() for row in genes}
-    return (
-        genes if not len(spare) or spare[0].tobytes() in known else np.concatenate([genes, spare])
-    )
+    new = [row.tobytes() not in known for row in rows]
+    return np.concatenate([genes, rows[np.array(new, bool)]])
 
 
 def _within(item: Finalist, budget: Budget) -> bool:

@@ -57,8 +57,7 @@ def reachable_range(
         unit: Unit of the cost.
     """
     drawn = space.sample_spread(rng, _PROBES)
-    ends = np.stack([space.genes(space.smallest), space.genes(space.largest)])
-    probes = np.concatenate([ends, drawn])
+    probes = np.concatenate([space.ends, drawn])
     values = measured(cost, probes)
     low, lowest = descend(space, cost, probes[np.argmin(values)], fill_largest=False)
     negative, highest = descend(

@@ -368,8 +368,7 @@ def _anchors(
             )
         ranges.append(found)
     ends = [row for found in ranges for row in (found.lowest, found.highest)]
-    ends += [space.genes(space.smallest), space.genes(space.largest)]
-    candidates = np.unique(np.stack(ends), axis=0)
+    candidates = np.unique(np.stack([*ends, *space.ends]), axis=0)
     if len(limits) > 1 and not _fits(limits, candidates).any():
         candidates = np.concatenate([candidates, space.sample_spread(rng, _PROBES)])
         start = candidates[np.argmin(_excess(limits, candidates))]

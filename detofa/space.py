@@ -183,6 +183,11 @@ class SearchSpace:
         """Return the arch with the smallest choice everywhere."""
         return self.arch(self._uniform_genes(largest=False))
 
+    @property
+    def ends(self) -> Genes:
+        """Return the genes of the smallest and of the largest arch: (2, num_genes)."""
+        return np.stack([self.genes(self.smallest), self.genes(self.largest)])
+
     # ---- genes ----------------------------------------------------------------------------
 
     @cached_property

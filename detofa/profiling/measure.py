@@ -178,8 +178,7 @@ def choose_detectors(
 ) -> dict[str, Genes]:
     """Choose the archs to measure: both ends, and others even over the range of MACs."""
     drawn = [space.sample(rng, _POOL // 2), space.sample_spread(rng, _POOL // 2)]
-    ends = np.stack([space.genes(space.smallest), space.genes(space.largest)])
-    pool = np.unique(np.concatenate([ends, *drawn]), axis=0)
+    pool = np.unique(np.concatenate([space.ends, *drawn]), axis=0)
     if len(pool) < num_fit + num_held_out:
         raise UserError(
             f"the space has about {len(pool)} detectors, but profiling measures "

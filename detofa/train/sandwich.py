@@ -39,7 +39,7 @@ class SandwichGradients:
 
     Args:
         supernet: The shared weights.
-        config: Batch-independent settings: losses and distillation.
+        config: Its losses and distillation count here.
         device: Where tensors live.
         threads: Processor threads to use in all.
     """
@@ -59,6 +59,7 @@ class SandwichGradients:
         The first path is the teacher of those at its input size, and they share its targets; a
         path at another size is assigned by itself. A weight that no path uses has no gradient.
         """
+        batch = _on_device(batch, self._device)
         lead: Future[_Lead] = Future()
         threads_each = max(1, self._threads // len(archs))
         paths = [
@@ -84,7 +85,7 @@ class SandwichGradients:
 
     def _loss(self, batch: Batch, arch: Arch, lead: "Future[_Lead]", leads: bool) -> Tensor:
         config = self._config
-        images, boxes_xyxy = _at_size(batch, arch.image_size, self._device)
+        images, boxes_xyxy = _at_size(batch, arch.image_size)
         points_xy, strides = self._points(arch)
         outputs: tuple[Tensor, Tensor] = self._supernet(images, arch)
         if not leads and lead.result().image_size == arch.image_size:
@@ -93,8 +94,7 @@ class SandwichGradients:
             if config.distillation:
                 loss = loss + config.distillation * distillation_loss(outputs, teacher, targets)
             return loss
-        labels = [label.to(self._device) for label in batch.labels]
-        targets = assign(*outputs, points_xy, strides, boxes_xyxy, labels)
+        targets = assign(*outputs, points_xy, strides, boxes_xyxy, batch.labels)
         if leads:
             detached = outputs[0].detach(), outputs[1].detach()
             lead.set_result(_Lead(image_size=arch.image_size, outputs=detached, targets=targets))
@@ -128,15 +128,20 @@ def _sum(parts: Sequence[Tensor | None]) -> Tensor | None:
     return total
 
 
-def _at_size(
-    batch: Batch, image_size: tuple[int, int], device: torch.device
-) -> tuple[Tensor, list[Tensor]]:
+def _on_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch where the weights are, its images channels last."""
+    return Batch(
+        images=batch.images.to(device, memory_format=torch.channels_last),
+        boxes_xyxy=[box.to(device) for box in batch.boxes_xyxy],
+        labels=[label.to(device) for label in batch.labels],
+    )
+
+
+def _at_size(batch: Batch, image_size: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
     """Return the batch's images and boxes at another input size."""
-    images = batch.images.to(device, memory_format=torch.channels_last)
-    height, width = images.shape[2:]
-    boxes = [box.to(device) for box in batch.boxes_xyxy]
+    height, width = batch.images.shape[2:]
     if (height, width) == image_size:
-        return images, boxes
-    images = nn.functional.interpolate(images, image_size, mode="bilinear", antialias=True)
+        return batch.images, batch.boxes_xyxy
+    images = nn.functional.interpolate(batch.images, image_size, mode="bilinear", antialias=True)
     factor = images.new_tensor([image_size[1] / width, image_size[0] / height] * 2)
-    return images, [box * factor for box in boxes]
+    return images, [box * factor for box in batch.boxes_xyxy]

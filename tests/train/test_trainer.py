@@ -18,8 +18,6 @@ from detofa.train.run import RunFolder, newest_run
 from detofa.train.trainer import learning_rate_factor
 from tests.samples import Quiet, config_of, trainer_of
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
