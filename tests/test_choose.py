@@ -1,17 +1,19 @@
 """Choosing a subnet: within its budget, evaluated for real, and written whole."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from detofa.arch import Arch
-from detofa.choose import Budget, Chooser
+from detofa.choose import Budget, Chooser, Finalist, merit
 from detofa.data.demo import make_demo_dataset
 from detofa.data.evaluation import AveragePrecision
 from detofa.errors import UserError
 from detofa.files import read_json, sha256_file
+from detofa.presets import preset
 from detofa.profiling.measure import profile_space
 from detofa.profiling.table import LatencyTable
 from detofa.subnet import PostProcessing, Subnet
@@ -87,16 +89,16 @@ def test_what_was_evaluated_is_not_evaluated_again(
 ) -> None:
     budget = Budget(kind="macs", limit=1e12)
     first = Chooser(run, labels=4).choose(budget, tmp_path / "a.json", top_k=2)
-    monkeypatch.setattr("detofa.choose.evaluate_path", None)
+    monkeypatch.setattr("detofa.choose.evaluate_paths", None)
     second = Chooser(run, labels=4).choose(budget, tmp_path / "b.json", top_k=2)
     assert [item.arch for item in second.finalists] == [item.arch for item in first.finalists]
-    assert second.note is not None  # a budget that allows everything is said to
+    assert len(second.notes) == 1  # a budget that allows everything is said to
 
 
 def test_an_impossible_budget_is_answered_before_anything_is_evaluated(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("detofa.choose.evaluate_path", None)
+    monkeypatch.setattr("detofa.choose.evaluate_paths", None)
     (run.path / "path_evaluations.json").unlink(missing_ok=True)
     with pytest.raises(UserError, match=r"MACs"):
         Chooser(run).choose(Budget(kind="macs", limit=10.0), tmp_path / "subnet.json")
@@ -152,6 +154,29 @@ def test_latency_finalists_are_compared_by_the_upper_edge_and_measured(
     assert choice.subnet.table_sha256 == table.sha256
 
 
+def test_what_fits_with_room_for_the_measurement_comes_first_then_what_is_nearest() -> None:
+    def finalist(ap: float, measured_ms: float | None, high_ms: float = 9.0) -> Finalist:
+        return Finalist(
+            arch=preset("tiny", num_classes=1, image_sizes=[(64, 64)]).smallest,
+            predicted_ap=0.0,
+            ap=ap,
+            ap50=0.0,
+            macs=ap * 100,
+            num_params=1.0,
+            high_ms=high_ms,
+            measured_ms=measured_ms,
+        )
+
+    items = [finalist(0.9, 10.4), finalist(0.8, 9.9), finalist(0.5, 9.0), finalist(0.6, 9.7)]
+    budget = Budget(kind="latency", limit=10.0)
+    ordered = sorted(items, key=lambda item: merit(item, budget))
+    assert [item.ap for item in ordered] == [0.6, 0.5, 0.8, 0.9]
+    elsewhere = [finalist(0.9, None, 10.1), finalist(0.5, None, 10.0)]
+    assert min(elsewhere, key=lambda item: merit(item, budget)).ap == 0.5
+    macs = Budget(kind="macs", limit=85.0)
+    assert min(items, key=lambda item: merit(item, macs)).ap == 0.8
+
+
 def test_the_front_rises_with_cost_and_is_written(run: RunFolder) -> None:
     front = Chooser(run, labels=4).front("macs", count=4)
     costs = [item.macs for item in front]
@@ -167,8 +192,8 @@ def test_evaluations_of_other_weights_do_not_count(run: RunFolder) -> None:
     chooser = Chooser(run, labels=0)
     chooser.evaluate([chooser.space.genes(chooser.space.smallest)], "evaluate")
 
-    def never(arch: Arch) -> AveragePrecision:
-        raise AssertionError(arch)
+    def never(archs: Sequence[Arch]) -> Iterator[AveragePrecision]:
+        raise AssertionError(archs)
 
     same = PathEvaluations(
         path=run.path / "path_evaluations.json",

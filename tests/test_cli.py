@@ -32,7 +32,7 @@ init = "random"
 steps = 3
 batch_size = 2
 evaluations = 1
-recalibration_images = 2
+recalibration_images = 4
 """
 
 

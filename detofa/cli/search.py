@@ -123,8 +123,8 @@ def _choose(
         what = "MACs" if budget.kind == "macs" else budget.kind
         _show(f"{what} at most {typed}", choice.finalists, marks)
         print(f"reachable here: {choice.reachable}")
-        if choice.note:
-            print(f"note: {choice.note}")
+        for note in choice.notes:
+            print(f"note: {note}")
         print(f"wrote {output} and {choice.subnet.weights_file} beside it; a copy is {kept}")
         print(f"next: `detofa export {output}`")
 

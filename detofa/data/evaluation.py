@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from pycocotools.cocoeval import COCOeval
 
 from detofa.data.dataset import DetectionDataset
 from detofa.runtime.detections import Detections
+
+_SILENT = threading.RLock()  # pycocotools prints, and standard output belongs to all threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ def evaluate_detections(
     """
     truth = _truth(dataset)
     results = detections_to_coco(dataset, detections)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with _SILENT, contextlib.redirect_stdout(io.StringIO()):
         found = truth.loadRes(results) if results else _coco(dataset, [])
         evaluation = COCOeval(truth, found, "bbox")
         evaluation.evaluate()
@@ -141,7 +144,7 @@ def _coco(dataset: DetectionDataset, annotations: list[dict[str, Any]]) -> COCO:
         "categories": [{"id": c.id, "name": c.name} for c in dataset.categories],
         "annotations": annotations,
     }
-    with contextlib.redirect_stdout(io.StringIO()):
+    with _SILENT, contextlib.redirect_stdout(io.StringIO()):
         content.createIndex()
     return content
 

@@ -2,15 +2,14 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from detofa import recipes, timer
+from detofa import recipes
 from detofa.blocks import NeckHead
 from detofa.choose import Budget, Choice, Chooser
 from detofa.data.dataset import DetectionDataset, load_dataset
@@ -22,7 +21,7 @@ from detofa.errors import UserError
 from detofa.export.export import Exported, export_subnet
 from detofa.files import write_bytes, write_text
 from detofa.imaging import read_image
-from detofa.profiling.measure import profile_space
+from detofa.profiling.measure import measure_again, profile_space
 from detofa.profiling.table import LatencyTable
 from detofa.report.summary import (
     DetectorRow,
@@ -111,11 +110,11 @@ def run_demo(
     choices = _choose(run, table, seed, size, show)
     test = load_dataset(data, "test")
     exported = _export(choices, data, seed, show)
-    rows = _rows(choices, exported, table, test, seed, size, show)
+    rows, slowdown = _rows(choices, exported, table, test, seed, size, show)
     seconds = time.monotonic() - begin
     summary = Summary(
         title="detofa demo",
-        facts=facts(run.load_config(), table, test, seconds),
+        facts=facts(run.load_config(), table, test, slowdown, seconds),
         rows=rows,
         evaluated=evaluated_paths(run, table),
         sheet=sheet(exported, test, size.picture_images),
@@ -226,12 +225,21 @@ def _rows(
     seed: int,
     size: DemoSize,
     show: Show,
-) -> tuple[DetectorRow, ...]:
-    """Measure and evaluate the exported files themselves."""
+) -> tuple[tuple[DetectorRow, ...], float]:
+    """Measure and evaluate the exported files themselves.
+
+    Returns:
+        A row for each, and how many times as long as for the table everything takes by now.
+    """
     low, high = measured_range(table)
     with show.stage("measuring and testing the exported detectors") as progress:
         progress("measuring", 0.0)
-        measured_ms = _measure(exported, table, seed, size.timing_passes)
+        now = measure_again(
+            table,
+            {name: item.model_path.read_bytes for name, item in exported.items()},
+            rng=np.random.default_rng(seed),
+            passes=size.timing_passes,
+        )
         results: dict[str, AveragePrecision] = {}
         for index, (name, item) in enumerate(exported.items()):
             progress(f"testing {name}", (index + 1) / (len(exported) + 1))
@@ -247,7 +255,7 @@ def _rows(
             DetectorRow(
                 name=name,
                 budget_ms=low + SHARES[name] * (high - low),
-                measured_ms=measured_ms[name],
+                measured_ms=now.p50_ms[name],
                 predicted_ms=winner.predicted_ms,
                 low_ms=winner.low_ms,
                 high_ms=winner.high_ms,
@@ -260,24 +268,7 @@ def _rows(
                 path=str(exported[name].model_path),
             )
         )
-    return tuple(rows)
-
-
-def _measure(
-    exported: Mapping[str, Exported], table: LatencyTable, seed: int, passes: int
-) -> dict[str, float]:
-    """Return the p50 of each exported file, timed in turn, by the table's clock."""
-    rng = np.random.default_rng(seed)
-    calls: dict[str, Callable[[], object]] = {}
-    for name, item in exported.items():
-        session = open_detector(item.model_path, threads=table.threads).session
-        images = rng.standard_normal((1, 3, *session.image_size), dtype=np.float32)
-        calls[name] = partial(session.run, images)
-    clock: timer.Clock = "thread" if table.threads == 1 else "wall"
-    samples = timer.measure_interleaved(
-        calls, passes=passes, runs_per_visit=5, rng=rng, clock=clock
-    )
-    return {name: timer.Timing.of(values, clock).p50_ms for name, values in samples.items()}
+    return tuple(rows), now.slowdown
 
 
 def _write(folder: Path, summary: Summary) -> None:

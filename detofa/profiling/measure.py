@@ -3,6 +3,7 @@
 import datetime
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,8 @@ Progress = Callable[[str, float], None]
 
 _TOP_K = 300  # candidate boxes, as in the export
 _POOL = 4000  # archs drawn to choose the measured ones from
-_VISITS_OF_A_SESSION = 10
+_VISITS_OF_A_SESSION = 10  # while a table is measured
+_ANCHORS = 6  # detectors of a table that tell how fast the machine is now
 _RUNS_TO_WARM = 2  # at each visit, beside the discarded one: the first ones are up to 20 % slower
 _KEPT_BYTES = 64 * 2**20  # of models whose sessions stay open between visits
 _FIT_SECONDS = 1.5  # set aside from the time budget
@@ -83,13 +85,12 @@ def profile_space(
     blocks = all_blocks(space)
     clock: Clock = "thread" if threads == 1 else "wall"
     samples = _measure(
-        space,
-        blocks,
-        detectors,
+        {**_block_builders(blocks), **detector_builders(space, detectors)},
         threads=threads,
         clock=clock,
         passes=passes,
         runs_per_visit=runs_per_visit,
+        visits_of_a_session=_VISITS_OF_A_SESSION,
         rng=rng,
         deadline=None if budget_seconds is None else begin + budget_seconds - _FIT_SECONDS,
         on_progress=on_progress,
@@ -154,6 +155,13 @@ def _fit(
     return fit, prediction_errors(predicted_ms, measured_ms), residuals
 
 
+def _block_builders(blocks: Mapping[str, Block]) -> dict[str, Callable[[], bytes]]:
+    def build(block: Block) -> bytes:
+        return block_onnx(block, top_k=_TOP_K, rng=np.random.default_rng(0))
+
+    return {key: partial(build, block) for key, block in blocks.items()}
+
+
 def _role(name: str) -> str:
     return name.rsplit(" ", 1)[0]
 
@@ -203,69 +211,93 @@ def choose_detectors(
     return named | {f"held-out {number}": row for number, row in enumerate(held_out)}
 
 
-def measure_detectors(
-    space: SearchSpace,
-    genes: Genes,
-    *,
-    rng: np.random.Generator,
-    threads: int = 1,
-    passes: int = 12,
-    runs_per_visit: int = 3,
-) -> Floats:
-    """Time whole detectors on this machine's CPU in turn, as a table's are.
+@dataclass(frozen=True, kw_only=True)
+class Remeasured:
+    """Models timed beside detectors that a table holds.
+
+    Attributes:
+        p50_ms: By name, what the model takes at the speed the machine had for the table.
+        slowdown: How many times as long as for the table everything takes now.
+    """
+
+    p50_ms: Mapping[str, float]
+    slowdown: float
+
+
+def detector_builders(
+    space: SearchSpace, detectors: Mapping[str, Genes]
+) -> dict[str, Callable[[], bytes]]:
+    """Return what makes the ONNX model of each detector, by its name.
 
     The graphs are those that are exported; their weights are random, which time does not tell.
+    """
+
+    def build(row: Genes) -> bytes:
+        chosen = space.blocks(space.arch(row))
+        return detector_onnx(chosen, top_k=_TOP_K, rng=np.random.default_rng(0))
+
+    return {name: partial(build, row) for name, row in detectors.items()}
+
+
+def measure_again(
+    table: LatencyTable,
+    models: Mapping[str, Callable[[], bytes]],
+    *,
+    rng: np.random.Generator,
+    passes: int = 12,
+    runs_per_visit: int = 3,
+) -> Remeasured:
+    """Time detectors on this machine's CPU so that they compare with a table made before.
+
+    A machine is faster at one time than at another, by the hour and by the second. Some detectors
+    of the table are timed in the same passes, and what they take now and took then says how fast
+    the machine is in each pass.
 
     Args:
-        space: The search space.
-        genes: (N, num_genes).
+        table: A table of this machine.
+        models: Per name, what makes the ONNX model.
         rng: Decides the order of visits.
-        threads: Threads that run a model; one is timed by its processor time.
-        passes: Visits to each detector.
+        passes: Visits to each model.
         runs_per_visit: Samples of each visit.
-
-    Returns:
-        (N,) p50 in milliseconds.
     """
+    entries = sorted(table.detectors, key=lambda entry: float(entry["p50_ms"]))
+    rows = np.linspace(0, len(entries) - 1, _ANCHORS).round().astype(int)
+    anchors = {f"anchor {row}": entries[row] for row in rows}
+    genes = {name: np.array(entry["genes"], np.int8) for name, entry in anchors.items()}
     samples = _measure(
-        space,
-        {},
-        {str(index): row for index, row in enumerate(genes)},
-        threads=threads,
-        clock="thread" if threads == 1 else "wall",
+        {**detector_builders(table.space, genes), **models},
+        threads=table.threads,
+        clock=table.clock,
         passes=passes,
         runs_per_visit=runs_per_visit,
+        visits_of_a_session=2,
         rng=rng,
-        deadline=None,
-        on_progress=lambda doing, share: None,
     )
-    return np.array([np.median(samples[str(index)]) for index in range(len(genes))])
+    visits = {
+        name: np.median(values.reshape(-1, runs_per_visit), axis=1)
+        for name, values in samples.items()
+    }
+    then = {name: float(entry["p50_ms"]) for name, entry in anchors.items()}
+    slowdowns = np.exp(np.mean([np.log(visits[name] / then[name]) for name in anchors], axis=0))
+    return Remeasured(
+        p50_ms={name: float(np.median(visits[name] / slowdowns)) for name in models},
+        slowdown=float(np.median(slowdowns)),
+    )
 
 
 def _measure(
-    space: SearchSpace,
-    blocks: Mapping[str, Block],
-    detectors: Mapping[str, Genes],
+    build: Mapping[str, Callable[[], bytes]],
     *,
     threads: int,
     clock: Clock,
     passes: int,
     runs_per_visit: int,
+    visits_of_a_session: int,
     rng: np.random.Generator,
-    deadline: float | None,
-    on_progress: Progress,
+    deadline: float | None = None,
+    on_progress: Progress = lambda doing, done: None,
 ) -> dict[str, Floats]:
-    """Return the samples of each block, by its key, and of each detector, by its name."""
-
-    def build_detector(row: Genes) -> bytes:
-        chosen = space.blocks(space.arch(row))
-        return detector_onnx(chosen, top_k=_TOP_K, rng=np.random.default_rng(0))
-
-    def build_block(block: Block) -> bytes:
-        return block_onnx(block, top_k=_TOP_K, rng=np.random.default_rng(0))
-
-    build = {key: partial(build_block, block) for key, block in blocks.items()}
-    build |= {name: partial(build_detector, row) for name, row in detectors.items()}
+    """Return the samples of each model, by its name."""
     begin = time.monotonic()
     seconds = None if deadline is None else max(deadline - begin, 0.0)
 
@@ -275,7 +307,7 @@ def _measure(
             done = max(done, min((time.monotonic() - begin) / seconds, 1.0))
         on_progress("measuring", done)
 
-    visits = _Visits(build, threads, on_visit)
+    visits = _Visits(build, threads, visits_of_a_session, on_visit)
     return measure_interleaved(
         {name: partial(visits.call, name) for name in build},
         passes=passes,
@@ -297,10 +329,12 @@ class _Visits:
         self,
         build: Mapping[str, Callable[[], bytes]],
         threads: int,
+        visits_of_a_session: int,
         on_visit: Callable[[int], None],
     ) -> None:
         self._build = build
         self._threads = threads
+        self._visits_of_a_session = visits_of_a_session
         self._on_visit = on_visit
         self._kept: dict[str, tuple[Callable[[], Any], int]] = {}
         self._visits = dict.fromkeys(build, 0)
@@ -320,7 +354,7 @@ class _Visits:
         self._run()
 
     def _opened(self, name: str) -> Callable[[], Any]:
-        if self._visits[name] % _VISITS_OF_A_SESSION == 0 and name in self._kept:
+        if self._visits[name] % self._visits_of_a_session == 0 and name in self._kept:
             self._kept_bytes -= self._kept.pop(name)[1]
         if name in self._kept:
             return self._kept[name][0]

@@ -15,6 +15,7 @@ from detofa.files import read_json, sha256_json, write_json
 from detofa.profiling.cost import AdditiveCost, all_blocks
 from detofa.profiling.device import Device, find_device, holds_words, this_cpu
 from detofa.space import Genes, SearchSpace
+from detofa.timer import Clock
 
 KIND = "latency_table"
 REMAKE = "`detofa profile`"
@@ -80,6 +81,12 @@ class LatencyTable:
     def cost(self) -> AdditiveCost:
         """Return the prediction as a cost, which also gives the part of stem, stages and head."""
         return AdditiveCost(self.space, lambda block: self.block_ms[block.key])
+
+    @property
+    def clock(self) -> Clock:
+        """Return the clock that it was timed by."""
+        clock: Clock = self.method["clock"]
+        return clock
 
     @property
     def file_name(self) -> str:

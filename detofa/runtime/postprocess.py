@@ -48,14 +48,21 @@ def non_maximum_suppression(
     Returns:
         (M,) indices of the chosen boxes, best score first; equal scores keep their order.
     """
+    x_low, y_low, x_high, y_high = np.ascontiguousarray(boxes_xyxy.T)
+    areas = (x_high - x_low) * (y_high - y_low)
     alive = np.argsort(-scores, kind="stable")
     kept: list[int] = []
     while len(alive) and len(kept) < max_detections:
         best, alive = alive[0], alive[1:]
         kept.append(int(best))
         rivals = np.flatnonzero(labels[alive] == labels[best])
-        overlaps = pairwise_iou(boxes_xyxy[best][None], boxes_xyxy[alive[rivals]])[0]
-        alive = np.delete(alive, rivals[overlaps > iou_threshold])
+        those = alive[rivals]
+        width = np.minimum(x_high[those], x_high[best]) - np.maximum(x_low[those], x_low[best])
+        height = np.minimum(y_high[those], y_high[best]) - np.maximum(y_low[those], y_low[best])
+        shared = width.clip(0) * height.clip(0)
+        covered = shared > iou_threshold * (areas[those] + areas[best] - shared)
+        if covered.any():
+            alive = np.delete(alive, rivals[covered])
     return np.array(kept, np.int64)
 
 

@@ -1,6 +1,6 @@
 """Figures of paths evaluated on one supernet, kept on disk so that none is evaluated twice."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,13 +24,13 @@ class PathEvaluations:
         path: The file; figures of other weights found there are left and written over.
         space: The search space.
         supernet_sha256: Hash of the supernet's file, whose paths these are.
-        evaluate: Evaluates one path for real.
+        evaluate: Evaluates paths for real, one after another or side by side.
     """
 
     path: Path
     space: SearchSpace
     supernet_sha256: str
-    evaluate: Callable[[Arch], AveragePrecision]
+    evaluate: Callable[[Sequence[Arch]], Iterator[AveragePrecision]]
     _figures: dict[bytes, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,17 +62,15 @@ class PathEvaluations:
             genes: Each (num_genes,).
             on_progress: Told the share done.
         """
-        figures = []
-        for index, row in enumerate(genes):
-            on_progress(index / len(genes))
-            key = row.tobytes()
-            if key not in self._figures:
-                result = self.evaluate(self.space.arch(row))
-                self._figures[key] = (result.ap, result.ap50)
-                self._write()
-            figures.append(self._figures[key])
-        on_progress(1.0)
-        return figures
+        keys = [row.tobytes() for row in genes]
+        new = [key for key in dict.fromkeys(keys) if key not in self._figures]
+        on_progress(0.0)
+        results = self.evaluate([self._arch(key) for key in new]) if new else ()
+        for index, (key, result) in enumerate(zip(new, results, strict=True)):
+            self._figures[key] = (result.ap, result.ap50)
+            self._write()
+            on_progress((index + 1) / len(new))
+        return [self._figures[key] for key in keys]
 
     def best_first(self) -> Genes:
         """Return all paths evaluated so far, best AP first: (N, num_genes)."""
@@ -80,10 +78,13 @@ class PathEvaluations:
         rows = [np.frombuffer(key, np.int8) for key in keys]
         return np.stack(rows) if rows else np.empty((0, self.space.num_genes), np.int8)
 
+    def _arch(self, key: bytes) -> Arch:
+        return self.space.arch(np.frombuffer(key, np.int8))
+
     def _write(self) -> None:
         paths = [
             {
-                "arch": self.space.arch(np.frombuffer(key, np.int8)).to_json(),
+                "arch": self._arch(key).to_json(),
                 "ap": ap,
                 "ap50": ap50,
             }

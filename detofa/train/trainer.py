@@ -31,7 +31,7 @@ from detofa.train.checkpoint import (
     save_training_state,
 )
 from detofa.train.config import TrainConfig
-from detofa.train.evaluate import Recalibration, evaluate_path
+from detofa.train.evaluate import Recalibration, evaluate_paths
 from detofa.train.memory import release_freed_memory
 from detofa.train.run import RunFolder
 from detofa.train.sandwich import SandwichGradients, sandwich
@@ -211,16 +211,14 @@ class Trainer:
             "smallest": self.space.smallest,
             "random": self.space.arch(self.space.sample(rng, 1)[0]),
         }
-        results = {
-            name: evaluate_path(
-                self.averaged_supernet,
-                arch,
-                self.recalibration,
-                self.task.validation,
-                PostProcessing(),
-            )
-            for name, arch in paths.items()
-        }
+        found = evaluate_paths(
+            self.averaged_supernet,
+            list(paths.values()),
+            self.recalibration,
+            self.task.validation,
+            PostProcessing(),
+        )
+        results = dict(zip(paths, found, strict=True))
         observer.on_evaluation(self.step, results)
         self.run.log(
             {

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,12 @@ from detofa.errors import UserError
 from detofa.presets import preset
 from detofa.profiling.cost import all_blocks
 from detofa.profiling.device import Device, this_cpu
-from detofa.profiling.measure import choose_detectors, profile_space
+from detofa.profiling.measure import (
+    choose_detectors,
+    detector_builders,
+    measure_again,
+    profile_space,
+)
 from detofa.profiling.table import load_table
 
 SPACE = preset("tiny", num_classes=3, image_sizes=[(64, 64), (256, 256)])
@@ -40,6 +46,19 @@ def test_a_space_is_profiled_within_its_budget_and_predicts_in_the_right_order(
     assert 2 * smallest < largest
     assert told == sorted(told)
     assert told[-1] == 1
+
+
+def test_a_machine_of_another_speed_changes_no_comparison_with_the_table() -> None:
+    table = profile_space(
+        SPACE, rng=np.random.default_rng(0), num_fit=6, num_held_out=5, passes=3, budget_seconds=8
+    )
+    entries = [{**entry, "p50_ms": entry["p50_ms"] * 3} for entry in table.detectors]
+    thrice_as_slow = dataclasses.replace(table, detectors=entries)
+    models = detector_builders(SPACE, {"largest": SPACE.genes(SPACE.largest)})
+    again = measure_again(thrice_as_slow, models, rng=np.random.default_rng(0), passes=4)
+    assert again.slowdown == pytest.approx(1 / 3, rel=0.5)
+    slowest = max(float(entry["p50_ms"]) for entry in entries)
+    assert again.p50_ms["largest"] == pytest.approx(slowest, rel=0.3)
 
 
 def test_the_same_seed_measures_the_same_detectors() -> None:

@@ -13,7 +13,7 @@ from detofa.errors import UserError
 from detofa.subnet import PostProcessing
 from detofa.train.checkpoint import load_supernet, load_training_state, save_supernet
 from detofa.train.config import TrainConfig, read_recipe
-from detofa.train.evaluate import Recalibration, evaluate_path
+from detofa.train.evaluate import Recalibration, evaluate_paths
 from detofa.train.run import RunFolder, newest_run
 from detofa.train.trainer import learning_rate_factor
 from tests.samples import Quiet, config_of, trainer_of
@@ -101,16 +101,21 @@ def test_progress_reports_largest_smallest_and_random_paths(digits: Path, tmp_pa
     assert all(0 <= value <= 1 for value in record["ap"].values())
 
 
-def test_evaluating_a_path_leaves_the_supernet_as_it_was(digits: Path, tmp_path: Path) -> None:
+def test_evaluating_side_by_side_changes_neither_figures_nor_the_supernet(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = trainer_of(config_of(digits), tmp_path)
     before = {name: value.clone() for name, value in trainer.supernet.state_dict().items()}
     recalibration = Recalibration(
         dataset=trainer.task.train, preprocessing=trainer.preprocessing, count=8
     )
     arguments = (recalibration, trainer.task.validation, PostProcessing())
-    first = evaluate_path(trainer.supernet, trainer.space.smallest, *arguments)
-    evaluate_path(trainer.supernet, trainer.space.largest, *arguments)
-    assert evaluate_path(trainer.supernet, trainer.space.smallest, *arguments) == first
+    rng = np.random.default_rng(0)
+    archs = [trainer.space.arch(genes) for genes in trainer.space.sample(rng, 5)]
+    apart = [next(evaluate_paths(trainer.supernet, [arch], *arguments)) for arch in archs]
+    assert list(evaluate_paths(trainer.supernet, archs, *arguments)) == apart
+    print("standard output is still there")
+    assert capsys.readouterr().out == "standard output is still there\n"
     for name, value in trainer.supernet.state_dict().items():
         assert torch.equal(value, before[name]), name
 
