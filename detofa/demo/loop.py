@@ -69,7 +69,7 @@ class DemoSize:
     profile_passes: int = 400
     labels: int = 20
     top_k: int = 2
-    timing_passes: int = 40
+    timing_passes: int = 20
     picture_images: int = 3
 
 

@@ -35,6 +35,7 @@ Progress = Callable[[str, float], None]
 _TOP_K = 300  # candidate boxes, as in the export
 _POOL = 4000  # archs drawn to choose the measured ones from
 _VISITS_OF_A_SESSION = 10  # while a table is measured
+_VISITS_AGAIN = 4  # of a session, while detectors are measured again
 _ANCHORS = 6  # detectors of a table that tell how fast the machine is now
 _RUNS_TO_WARM = 2  # at each visit, beside the discarded one: the first ones are up to 20 % slower
 _KEPT_BYTES = 64 * 2**20  # of models whose sessions stay open between visits
@@ -270,7 +271,7 @@ def measure_again(
         clock=table.clock,
         passes=passes,
         runs_per_visit=runs_per_visit,
-        visits_of_a_session=2,
+        visits_of_a_session=_VISITS_AGAIN,
         rng=rng,
     )
     visits = {
