@@ -193,7 +193,7 @@ class Chooser:
         Args:
             budget: The limit; a latency's is compared with the upper edge of the prediction.
             output: The subnet.json to write; weights go beside it.
-            top_k: Predicted best paths that are evaluated for real.
+            top_k: Predicted best paths that are evaluated for real, in two rounds.
             max_params: Largest number of parameters.
             max_file_bytes: Largest size of the fp32 weights.
             command: The command line, for the record.
@@ -207,11 +207,18 @@ class Chooser:
         search_for = {"cost": cost, "unit": budget.unit, "caps": caps}
         # Whether the budget can be met at all is answered before anything is evaluated.
         _search(self.space, budget.limit, lambda genes: -cost(genes), rng, search_for, quick=True)
-        predictor = self._fit_predictor()
-        score = self._score(predictor)
-        self.on_progress("search", 0.0)
-        result = _search(self.space, budget.limit, score, rng, search_for)
-        genes = result.genes[finalists(result, top_k)]
+        labels, genes = self._labelled(), np.empty((0, self.space.num_genes), np.int8)
+
+        def find(count: int) -> tuple[RidgePredictor, SearchResult, Genes]:
+            predictor = self._fit_predictor(np.concatenate([labels, genes]))
+            self.on_progress("search", 0.0)
+            result = _search(self.space, budget.limit, self._score(predictor), rng, search_for)
+            best = result.genes[finalists(result, len(genes) + count)]
+            return predictor, result, _with_new(genes, best)[: len(genes) + count]
+
+        # What the first round finds tells the second one more about paths near the budget.
+        _, _, genes = find(top_k - top_k // 2)
+        predictor, result, genes = find(top_k // 2)
         if budget.kind == "latency":
             # The best below a tighter limit, should all others be measured just over theirs.
             genes = _with_new(genes, result.genes[result.costs <= _SPARE * budget.limit][:1])
@@ -253,7 +260,7 @@ class Chooser:
         """
         budget = Budget(kind=kind, limit=math.inf)
         cost = self._budget_cost(budget)
-        predictor = self._fit_predictor()
+        predictor = self._fit_predictor(self._labelled())
         self.on_progress("search", 0.0)
         result = pareto_search(
             self.space,
@@ -325,16 +332,20 @@ class Chooser:
     def _score(self, predictor: RidgePredictor) -> Callable[[Genes], Values]:
         return lambda genes: predictor.predict(self._encode(genes))
 
-    def _fit_predictor(self) -> RidgePredictor:
-        """Evaluate paths spread evenly over compute, and fit the predictor on them."""
+    def _labelled(self) -> Genes:
+        """Return the paths that the predictor starts from, spread evenly over compute."""
+        ends = self.space.ends
+        if self.labels == 0:
+            return ends
         rng = np.random.default_rng([self.seed, 0])
-        genes = ends = self.space.ends
-        if self.labels > 0:
-            low, high = self.macs(ends)
-            edges = np.geomspace(low, high, _LABEL_BINS + 1)
-            per_bin = -(-self.labels // _LABEL_BINS)
-            drawn = self.space.sample_bins(rng, self.macs, edges, per_bin)
-            genes = np.concatenate([ends, rng.permutation(drawn)[: self.labels]])
+        low, high = self.macs(ends)
+        edges = np.geomspace(low, high, _LABEL_BINS + 1)
+        per_bin = -(-self.labels // _LABEL_BINS)
+        drawn = self.space.sample_bins(rng, self.macs, edges, per_bin)
+        return np.concatenate([ends, rng.permutation(drawn)[: self.labels]])
+
+    def _fit_predictor(self, genes: Genes) -> RidgePredictor:
+        """Evaluate paths, and fit the predictor on them."""
         figures = self.evaluate(list(genes), "evaluate paths for the predictor")
         return RidgePredictor.fit(self._encode(genes), [ap for ap, _ in figures])
 

@@ -36,7 +36,7 @@ def demo(data: Path) -> TrainConfig:
         space="lite0",
         image_sizes=((64, 96), (128, 160), (160, 192)),
         init="efficientnet-lite0",
-        steps=450,
+        steps=500,
         batch_size=4,
         largest_first=0.2,
         learning_rate=1.5e-3,

@@ -62,13 +62,13 @@ class DemoSize:
     """
 
     train_images: int = 600
-    val_images: int = 100
+    val_images: int = 80
     test_images: int = 150
     steps: int | None = None
     profile_seconds: float = 45.0
     profile_passes: int = 400
-    labels: int = 20
-    top_k: int = 2
+    labels: int = 16
+    top_k: int = 4
     timing_passes: int = 20
     picture_images: int = 3
 
