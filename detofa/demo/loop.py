@@ -62,7 +62,7 @@ class DemoSize:
     """
 
     train_images: int = 600
-    val_images: int = 80
+    val_images: int = 60
     test_images: int = 150
     steps: int | None = None
     profile_seconds: float = 45.0
