@@ -36,7 +36,7 @@ def demo(data: Path) -> TrainConfig:
         space="lite0",
         image_sizes=((64, 96), (128, 160), (160, 192)),
         init="efficientnet-lite0",
-        steps=480,
+        steps=520,
         batch_size=3,
         largest_first=0.2,
         learning_rate=1.5e-3,

@@ -61,13 +61,13 @@ class DemoSize:
         picture_images: Images on the sheet of pictures.
     """
 
-    train_images: int = 600
+    train_images: int = 500
     val_images: int = 60
     test_images: int = 150
     steps: int | None = None
     profile_seconds: float = 45.0
     profile_passes: int = 400
-    labels: int = 16
+    labels: int = 14
     top_k: int = 4
     timing_passes: int = 20
     picture_images: int = 3
