@@ -25,10 +25,10 @@ ORDER = [
     "presets",
     "imaging",
     "subnet",
-    "path_filter",
     "predictor",
     "reachable",
     "search",
+    "path_filter",
     "timer",
     "runtime",
     "supernet",
@@ -58,10 +58,10 @@ LEAVES = {"errors", "files", "units"}
 SPACE = LEAVES | {"arch", "blocks", "space", "presets"}
 # Narrower than the order: these take what they work on as arguments.
 ONLY = {
-    "path_filter": SPACE,
     "predictor": SPACE,
     "reachable": SPACE,
     "search": SPACE | {"reachable"},
+    "path_filter": SPACE | {"predictor"},
     "export": set(ORDER[: ORDER.index("export")]) - {"supernet", "data"},
 }
 NO_TORCH = [

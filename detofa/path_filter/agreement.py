@@ -1,0 +1,135 @@
+"""Agreement of two rankings inside budget bins: Kendall's tau, with bootstrap intervals."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detofa.errors import UserError
+from detofa.path_filter.bins import Indices, Values
+from detofa.path_filter.records import REMAKE, fields_of, is_finite
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A figure and how well it is known.
+
+    Attributes:
+        value: The figure.
+        low: Lower end of its interval, of probability `CONFIDENCE`.
+        high: Upper end.
+        standard_error: Standard deviation over resamples.
+    """
+
+    value: float
+    low: float
+    high: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        """Return the figure with its interval, for people."""
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object that `from_json` reads back exactly."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_json(cls, record: Any) -> "Estimate":
+        """Read what `to_json` wrote.
+
+        Raises:
+            UserError: a field is missing, unknown, or not a finite number.
+        """
+        fields = fields_of(record, cls.__dataclass_fields__, "an estimate")
+        if not all(map(is_finite, fields.values())):
+            raise UserError(f"an estimate is made of numbers, got {record!r}; see {REMAKE}")
+        return cls(**fields)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparisons:
+    """How often pairs of archs were compared, and how often that agreed with their labels.
+
+    Attributes:
+        agreed: (N, N) symmetric: comparisons in the order of the labels less those against it; a
+            tie on either side counts as neither.
+        made: (N, N) symmetric: comparisons; zero between bins and on the diagonal.
+        bins: (N,) bin of each arch.
+    """
+
+    agreed: Values
+    made: Values
+    bins: Indices
+
+    @classmethod
+    def of(cls, scores: Values, labels: Values, bins: Indices) -> "Comparisons":
+        """Compare every pair of the same bin once: three times (N,)."""
+        made = (bins[:, None] == bins[None]).astype(np.float64)
+        np.fill_diagonal(made, 0)
+        return cls(agreed=made * _signs(scores) * _signs(labels), made=made, bins=bins)
+
+    def tau(self) -> float:
+        """Return Kendall's tau over all comparisons, -1 to 1; 0 where there is none."""
+        return float(self.agreed.sum() / max(self.made.sum(), 1))
+
+    def tau_per_bin(self, count: int) -> tuple[float, ...]:
+        """Return Kendall's tau of each of `count` bins; 0 for one without comparisons."""
+        agreed = np.bincount(self.bins, self.agreed.sum(axis=1), count)
+        made = np.bincount(self.bins, self.made.sum(axis=1), count)
+        taus: list[float] = (agreed / np.maximum(made, 1)).tolist()
+        return tuple(taus)
+
+    def resampled(self, draws: NDArray[np.int64]) -> Values:
+        """Return tau with archs counted as often as drawn: (R, N) to (R,).
+
+        A pair counts the product of its archs' numbers; an arch is not compared with itself.
+        """
+        agreed = ((draws @ self.agreed) * draws).sum(axis=1)
+        made = ((draws @ self.made) * draws).sum(axis=1)
+        taus: Values = agreed / np.maximum(made, 1)
+        return taus
+
+
+def draw_within_bins(
+    bins: Indices, rng: np.random.Generator, resamples: int = RESAMPLES
+) -> NDArray[np.int64]:
+    """Draw as many archs of each bin as it has, with replacement.
+
+    Args:
+        bins: (N,) bin of each arch.
+        rng: Source of randomness.
+        resamples: How many times.
+
+    Returns:
+        (resamples, N) how often each arch was drawn.
+    """
+    draws = np.zeros((resamples, len(bins)), np.int64)
+    for index in np.unique(bins):
+        (places,) = np.nonzero(bins == index)
+        share = np.full(len(places), 1 / len(places))
+        draws[:, places] = rng.multinomial(len(places), share, size=resamples)
+    return draws
+
+
+def estimate(value: float, resampled: Values) -> Estimate:
+    """Return a figure with its percentile bootstrap interval (Efron, Tibshirani 1993, chapter 13).
+
+    Args:
+        value: The figure on the archs themselves.
+        resampled: (R,) the figure on resamples of them.
+    """
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Estimate(
+        value=value, low=float(low), high=float(high), standard_error=float(np.std(resampled))
+    )
+
+
+def _signs(values: Values) -> Values:
+    signs: Values = np.sign(values[:, None] - values[None])
+    return signs
