@@ -46,3 +46,20 @@ def demo(data: Path) -> TrainConfig:
         checkpoint_steps=200,
         augmentation=Augmentation(horizontal_flip=0.0, min_scale=0.8, max_scale=1.25),
     )
+
+
+def pretrain(data: Path) -> TrainConfig:
+    """Return settings that train a backbone to classify images, from ImageNet weights."""
+    return TrainConfig(
+        data=str(data),
+        task="classification",
+        space="lite0",
+        image_sizes=((128, 128), (224, 224)),
+        init="efficientnet-lite0",
+        steps=2000,
+        batch_size=32,
+        random_paths=2,
+        distillation=1.0,
+        backbone_rate=1.0,
+        augmentation=Augmentation(min_scale=0.8, max_scale=1.3),
+    )

@@ -6,15 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-# Read once by torch, numpy and ONNX Runtime when they are first imported, so it is set here.
-os.environ.setdefault("OMP_NUM_THREADS", str(_usable_cores()))
+# Read once by torch, numpy and ONNX Runtime when they are first imported, so it is set here. What
+# the tests compute is too small to share: on busy cores a second thread waits more than it works.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No deadlines: other work on the machine must not fail a test.
 settings.register_profile(

@@ -1,19 +1,20 @@
 """Small subnets and runs that several test modules share."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from detofa.data.dataset import load_dataset
-from detofa.data.evaluation import AveragePrecision
 from detofa.imaging import IMAGENET
 from detofa.presets import preset
 from detofa.subnet import PostProcessing, Subnet
 from detofa.train.config import TrainConfig
+from detofa.train.detection import DetectionTask
 from detofa.train.run import RunFolder
-from detofa.train.trainer import Task, Trainer
+from detofa.train.trainer import Trainer
 
 
 def make_subnet(
@@ -43,7 +44,7 @@ class Quiet:
 
     def __init__(self) -> None:
         self.losses: list[float] = []
-        self.evaluations: list[dict[str, AveragePrecision]] = []
+        self.evaluations: list[Mapping[str, Mapping[str, float]]] = []
 
     def on_step(self, step: int, steps: int, loss: float, images_per_s: float) -> None:
         """Keep the loss."""
@@ -51,7 +52,7 @@ class Quiet:
         assert images_per_s > 0
         self.losses.append(loss)
 
-    def on_evaluation(self, step: int, results: dict[str, AveragePrecision]) -> None:
+    def on_evaluation(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Keep the results."""
         self.evaluations.append(results)
 
@@ -77,5 +78,6 @@ def trainer_of(config: TrainConfig, folder: Path) -> Trainer:
     """Return a trainer on the CPU whose run is `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     data = Path(config.data)
-    task = Task(train=load_dataset(data, "train"), validation=load_dataset(data, "val"))
+    train, validation = load_dataset(data, "train"), load_dataset(data, "val")
+    task = DetectionTask(config, train=train, validation=validation)
     return Trainer(config, task, RunFolder(path=folder), torch.device("cpu"))

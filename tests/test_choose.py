@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from detofa.arch import Arch
-from detofa.choose import Budget, Chooser, Finalist, merit
+from detofa.choose.chooser import Chooser
+from detofa.choose.records import Budget, Finalist, merit
 from detofa.data.demo import make_demo_dataset
-from detofa.data.evaluation import AveragePrecision
 from detofa.errors import UserError
 from detofa.files import read_json, sha256_file
 from detofa.presets import preset
@@ -18,7 +18,7 @@ from detofa.profiling.measure import profile_space
 from detofa.profiling.table import LatencyTable
 from detofa.subnet import PostProcessing, Subnet
 from detofa.train.checkpoint import load_subnet
-from detofa.train.evaluate import evaluate_detector, torch_detector
+from detofa.train.evaluate import PathFigures, evaluate_detector, torch_detector
 from detofa.train.path_evaluations import PathEvaluations
 from detofa.train.run import RunFolder
 from tests.samples import Quiet, config_of, trainer_of
@@ -89,7 +89,7 @@ def test_what_was_evaluated_is_not_evaluated_again(
 ) -> None:
     budget = Budget(kind="macs", limit=1e12)
     first = Chooser(run, labels=4).choose(budget, tmp_path / "a.json", top_k=2)
-    monkeypatch.setattr("detofa.choose.evaluate_paths", None)
+    monkeypatch.setattr("detofa.choose.chooser.evaluate_paths", None)
     second = Chooser(run, labels=4).choose(budget, tmp_path / "b.json", top_k=2)
     assert [item.arch for item in second.finalists] == [item.arch for item in first.finalists]
     assert len(second.notes) == 1  # a budget that allows everything is said to
@@ -98,7 +98,7 @@ def test_what_was_evaluated_is_not_evaluated_again(
 def test_an_impossible_budget_is_answered_before_anything_is_evaluated(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("detofa.choose.evaluate_paths", None)
+    monkeypatch.setattr("detofa.choose.chooser.evaluate_paths", None)
     (run.path / "path_evaluations.json").unlink(missing_ok=True)
     with pytest.raises(UserError, match=r"MACs"):
         Chooser(run).choose(Budget(kind="macs", limit=10.0), tmp_path / "subnet.json")
@@ -192,7 +192,7 @@ def test_evaluations_of_other_weights_do_not_count(run: RunFolder) -> None:
     chooser = Chooser(run, labels=0)
     chooser.evaluate([chooser.space.genes(chooser.space.smallest)], "evaluate")
 
-    def never(archs: Sequence[Arch]) -> Iterator[AveragePrecision]:
+    def never(archs: Sequence[Arch], halves: bool) -> Iterator[PathFigures]:
         raise AssertionError(archs)
 
     same = PathEvaluations(

@@ -18,12 +18,13 @@ from detofa.cli import main
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
-from detofa.cli import train as train_command  # noqa: E402
+from detofa.cli import training  # noqa: E402
 from detofa.profiling.device import Device, this_cpu  # noqa: E402
 from detofa.profiling.table import LatencyTable  # noqa: E402
 from detofa.space import SearchSpace  # noqa: E402
 from detofa.subnet import Subnet  # noqa: E402
 from detofa.train.checkpoint import load_supernet  # noqa: E402
+from tests.data.test_image_folder import write_folder  # noqa: E402
 
 RECIPE = """
 space = "tiny"
@@ -361,14 +362,14 @@ def test_a_run_that_is_stopped_resumes_and_a_finished_one_is_kept(run, place, mo
     before, handler = files(place / "runs" / "squares-tiny"), signal.getsignal(signal.SIGINT)
     arguments = ["train", "--data", "squares", "--recipe", "recipe.toml", "--steps", "4"]
     arguments += ["--threads", "1"]
-    watch = train_command._Lines.on_step
+    watch = training._Lines.on_step
 
     def stop_at_2(self, step, steps, loss, images_per_s):
         watch(self, step, steps, loss, images_per_s)
         if step == 2:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(train_command._Lines, "on_step", stop_at_2)
+    monkeypatch.setattr(training._Lines, "on_step", stop_at_2)
     stopped = run(*arguments)
     assert stopped.code == 130
     assert "stopped at step 2; the same command resumes" in stopped.out
@@ -378,7 +379,7 @@ def test_a_run_that_is_stopped_resumes_and_a_finished_one_is_kept(run, place, mo
     assert refused.code == 1
     assert "seed was 0, now 5" in refused.err
 
-    monkeypatch.setattr(train_command._Lines, "on_step", watch)
+    monkeypatch.setattr(training._Lines, "on_step", watch)
     resumed = run(*arguments)
     assert resumed.code == 0
     assert "resuming runs/squares-tiny-2 at step 2" in resumed.out
@@ -413,6 +414,62 @@ def test_an_absent_gpu_is_said(run, place, monkeypatch):
 
 
 # ---- search, export, and what follows -----------------------------------------------------
+
+
+def test_a_pre_trained_backbone_starts_a_detector(run, place):
+    write_folder(place / "images")
+    recipe = RECIPE.replace("recalibration_images = 4", "recalibration_images = 6")
+    (place / "pretrain.toml").write_text(recipe)
+    arguments = ["--data", "images", "--recipe", "pretrain.toml", "--name", "backbone"]
+    done = run("pretrain", *arguments)
+    assert done.code == 0, done.err
+    assert "accuracy largest" in done.out
+    weights = place / "runs" / "backbone" / "classifier.safetensors"
+    assert weights.is_file()
+    start = ["--data", "squares", "--recipe", "recipe.toml", "--name", "started"]
+    done = run("train", *start, "--init", weights)
+    assert done.code == 0, done.err
+    done = run("search", "--run", "backbone", "--macs", "20M")
+    assert done.code == 1
+    assert "does not exist" in done.err
+
+
+def test_published_weights_that_cannot_be_taken_are_named(run, empty):
+    (empty / "rubbish.pth").write_bytes(b"no checkpoint")
+    for source, message in (
+        ("rubbish.pth", "cannot be read as a PyTorch state dict"),
+        ("missing.pth", "does not exist"),
+    ):
+        done = run("import", source)
+        assert done.code == 1
+        assert message in done.err
+    assert [path.name for path in empty.iterdir()] == ["rubbish.pth"]
+
+
+def test_the_path_filter_is_compared_and_shown(run, place):
+    done = run("filter", "--bins", 2, "--labels-per-bin", 4, "--show")
+    assert done.code == 0, done.err
+    for ranker in ("filter", "macs", "ridge", "regressor", "random"):
+        assert f"\n {ranker} " in done.out, ranker
+    assert "two halves of the images agree on loss with tau" in done.out
+    folder = place / "runs" / "squares-tiny" / "path_filter"
+    assert {path.name for path in folder.iterdir()} == {
+        "path_filter.json",
+        "path_filter.safetensors",
+        "report.json",
+        "kept.svg",
+    }
+    again = run("filter", "--bins", 2, "--labels-per-bin", 4)
+    taus = [line for line in done.out.splitlines() if line.startswith("filter less")]
+    assert [line for line in again.out.splitlines() if line.startswith("filter less")] == taus
+    assert run("search", "--macs", "20M", "--labels", "3", "--top-k", "2").code == 0
+
+
+def test_a_filter_needs_a_table_for_latencies(run, place):
+    done = run("filter", "--budget", "latency")
+    assert done.code == 1
+    assert "detofa profile" in done.err
+    assert run("filter", "--budget", "watts").code == 2
 
 
 def test_search_writes_a_subnet_and_a_copy_in_the_run(run, place):

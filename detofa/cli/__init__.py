@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from detofa import __version__
-from detofa.cli import data, measure, models, runs, search, space, train
+from detofa.cli import data, filter, measure, models, pretrain, runs, search, space, train
 from detofa.errors import UserError
 
 _EPILOG = (
@@ -31,6 +31,9 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(space.app, name="space")
 app.command("train", short_help="Train a supernet on your data, or resume a run.")(train.train)
+app.command("pretrain", short_help="Train a backbone to classify images.")(pretrain.pretrain)
+app.command("import", short_help="Take published classification weights.")(pretrain.import_weights)
+app.command("filter", short_help="Fit a run's path filter, and say what it is worth.")(filter.fit)
 app.command("profile", short_help="Measure a space on a device; writes a latency table.")(
     measure.profile
 )

@@ -15,7 +15,8 @@ from detofa.errors import UserError
 from detofa.units import format_count, parse_count, parse_latency_ms
 
 if TYPE_CHECKING:
-    from detofa.choose import Budget, Chooser, Finalist
+    from detofa.choose.chooser import Chooser
+    from detofa.choose.records import Budget, Finalist
     from detofa.profiling.table import LatencyTable
     from detofa.subnet import Subnet
     from detofa.train.run import RunFolder
@@ -68,7 +69,8 @@ def search(
     if output.suffix != ".json":
         raise typer.BadParameter(f"should end in .json, got {output}", param_hint="--output")
 
-    from detofa.choose import Budget, Chooser
+    from detofa.choose.chooser import Chooser
+    from detofa.choose.records import Budget
 
     found = find_run(run)
     table = _table(found, device, threads, needed=latency is not None)

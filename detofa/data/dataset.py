@@ -51,7 +51,7 @@ class DetectionDataset:
 
     Attributes:
         root: Its folder.
-        layout: How it is stored.
+        layout: How it is stored; `folder` for an image folder of a classifier.
         split: train, val, test, or all for a folder without splits.
         categories: Sorted by id; labels are indices into them.
         images: In the order of the annotation.
@@ -59,7 +59,7 @@ class DetectionDataset:
     """
 
     root: Path
-    layout: Layout
+    layout: Layout | Literal["folder"]
     split: str
     categories: tuple[Category, ...]
     images: tuple[ImageRecord, ...]

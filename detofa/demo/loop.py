@@ -11,7 +11,8 @@ import torch
 
 from detofa import recipes
 from detofa.blocks import NeckHead
-from detofa.choose import Budget, Choice, Chooser
+from detofa.choose.chooser import Chooser
+from detofa.choose.records import Budget, Choice
 from detofa.data.dataset import DetectionDataset, load_dataset
 from detofa.data.demo import make_demo_dataset
 from detofa.data.evaluation import AveragePrecision
@@ -34,9 +35,10 @@ from detofa.report.summary import (
 from detofa.runtime.detector import open_detector
 from detofa.supernet.decode import DecodedDetector
 from detofa.train.checkpoint import load_subnet
+from detofa.train.detection import DetectionTask
 from detofa.train.evaluate import evaluate_detector
 from detofa.train.run import RunFolder, command_line
-from detofa.train.trainer import Task, Trainer
+from detofa.train.trainer import Trainer
 
 SHARES = {"small": 0.30, "medium": 0.55, "large": 0.80}
 """Budgets, as shares of the way from the fastest to the slowest detector measured."""
@@ -149,7 +151,8 @@ def _train(run: RunFolder, data: Path, seed: int, size: DemoSize, show: Show) ->
     config.save(run.config)
     run.write_environment(command_line())
     train = load_dataset(data, "train")
-    task = Task(train=train, validation=load_dataset(data, "val", categories=train.categories))
+    validation = load_dataset(data, "val", categories=train.categories)
+    task = DetectionTask(config, train=train, validation=validation)
     with show.stage("training one supernet") as progress:
         trainer = Trainer(config, task, run, torch.device("cpu"))
         trainer.train(Watcher(progress, show), lambda: False)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from detofa.data.evaluation import AveragePrecision
 from detofa.report.summary import COLUMNS, Summary, cells
 
 _WIDTH_OF_A_FILE = 160  # columns of what does not go to a terminal
@@ -80,7 +79,7 @@ class Watcher:
         if not self._show.console.is_terminal and step % max(1, steps // 4) == 0:
             self._show.line(doing)
 
-    def on_evaluation(self, step: int, results: dict[str, AveragePrecision]) -> None:
+    def on_evaluation(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Print the AP50 of three paths."""
-        figures = ", ".join(f"{name} {result.ap50:.3f}" for name, result in results.items())
+        figures = ", ".join(f"{name} {result['ap50']:.3f}" for name, result in results.items())
         self._show.line(f"AP50 on the validation split at step {step}: {figures}")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
-from detofa.imaging import Preprocessing, letterbox
+from detofa.imaging import Letterbox, Preprocessing, letterbox
 from detofa.runtime.detections import Detections
 from detofa.runtime.manifest import Manifest, manifest_path
 from detofa.runtime.postprocess import detections_from_outputs
@@ -72,19 +72,35 @@ class Detector(Closing):
         assert batch_size >= 1, batch_size
         found: list[Detections] = []
         for start in range(0, len(images), batch_size):
-            pairs = [
-                letterbox(image, self.session.image_size, self.preprocessing.fill)
-                for image in images[start : start + batch_size]
-            ]
-            inputs = self.preprocessing.normalise(np.stack([pixels for pixels, _ in pairs]))
+            inputs, placed = self.prepare(images[start : start + batch_size])
             boxes_xyxy, scores = self.session.run(inputs)
-            found += [
-                detections_from_outputs(
-                    boxes_xyxy[row], scores[row], self.postprocessing, placed, score_threshold
-                )
-                for row, (_, placed) in enumerate(pairs)
-            ]
+            found += self.finish(boxes_xyxy, scores, placed, score_threshold)
         return found
+
+    def prepare(
+        self, images: Sequence[NDArray[np.uint8]]
+    ) -> tuple[NDArray[np.float32], list[Letterbox]]:
+        """Return the network's input (B, 3, H, W) for images, and where each image lies in it."""
+        pairs = [
+            letterbox(image, self.session.image_size, self.preprocessing.fill) for image in images
+        ]
+        inputs = self.preprocessing.normalise(np.stack([pixels for pixels, _ in pairs]))
+        return inputs, [placed for _, placed in pairs]
+
+    def finish(
+        self,
+        boxes_xyxy: NDArray[np.float32],
+        scores: NDArray[np.float32],
+        placed: Sequence[Letterbox],
+        score_threshold: float | None = None,
+    ) -> list[Detections]:
+        """Return the detections of each image from the network's outputs (B, K, 4), (B, K, C)."""
+        return [
+            detections_from_outputs(
+                boxes_xyxy[row], scores[row], self.postprocessing, where, score_threshold
+            )
+            for row, where in enumerate(placed)
+        ]
 
     def close(self) -> None:
         """Free the session."""

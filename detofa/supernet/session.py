@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from detofa.blocks import NeckHead
 from detofa.runtime.session import Closing
@@ -20,13 +20,19 @@ class TorchSession(Closing):
     """
 
     def __init__(self, detector: nn.Module, neck_head: NeckHead, top_k: int) -> None:
+        self.neck_head = neck_head
         self.image_size = (neck_head.height, neck_head.width)
         self.device = next(detector.parameters()).device
         self._module = DecodedDetector(detector, neck_head, top_k).to(self.device).eval()
 
-    @torch.inference_mode()
     def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Map (B, 3, H, W) to boxes_xyxy (B, K, 4) and scores (B, K, C)."""
-        inputs = torch.from_numpy(images).to(self.device, memory_format=torch.channels_last)
-        boxes_xyxy, scores, _, _ = self._module(inputs)
+        boxes_xyxy, scores, _, _ = self.run_all(images)
         return boxes_xyxy.cpu().numpy(), scores.cpu().numpy()
+
+    @torch.inference_mode()
+    def run_all(self, images: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the same, and class_logits (B, A, C) and side_logits (B, A, 4, bins)."""
+        inputs = torch.from_numpy(images).to(self.device, memory_format=torch.channels_last)
+        outputs: tuple[Tensor, Tensor, Tensor, Tensor] = self._module(inputs)
+        return outputs

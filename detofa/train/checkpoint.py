@@ -16,9 +16,12 @@ from detofa.files import SCHEMA, atomic_path
 from detofa.imaging import Preprocessing
 from detofa.space import SearchSpace
 from detofa.subnet import Subnet
-from detofa.supernet.detector import StaticDetector, Supernet, detector_from_state
+from detofa.supernet.classifier import ClassifierSupernet
+from detofa.supernet.detector import StaticDetector, Supernet
+from detofa.supernet.sharing import WeightSharing, network_from_state
 
 _TRAIN = "`detofa train`"
+_CLASS_OUTPUTS = ("largest.head.class_tower.output.", "largest.tail.linear.")
 _OPTIMISER_PARTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -43,9 +46,10 @@ class SupernetRecord:
     data: str
 
 
-def save_supernet(path: Path, supernet: Supernet, record: SupernetRecord) -> None:
+def save_supernet(path: Path, supernet: WeightSharing[Any], record: SupernetRecord) -> None:
     """Write a supernet's weights and record atomically."""
     header = {
+        "network": "detector" if isinstance(supernet, Supernet) else "classifier",
         "space": record.space.to_json(),
         "categories": [list(pair) for pair in record.categories],
         "preprocessing": record.preprocessing.to_json(),
@@ -57,7 +61,7 @@ def save_supernet(path: Path, supernet: Supernet, record: SupernetRecord) -> Non
 
 
 def load_supernet(path: Path) -> tuple[Supernet, SupernetRecord]:
-    """Read what `save_supernet` wrote.
+    """Read the supernet of detectors that `save_supernet` wrote.
 
     Returns:
         The supernet, in evaluation mode, and its record.
@@ -65,6 +69,17 @@ def load_supernet(path: Path) -> tuple[Supernet, SupernetRecord]:
     Raises:
         UserError: missing, truncated, of another kind, or not whole.
     """
+    supernet, record = load_any_supernet(path)
+    if not isinstance(supernet, Supernet):
+        raise UserError(
+            f"{path} holds classifiers, which find no objects; start from it with `detofa train "
+            f"--init {path}`"
+        )
+    return supernet, record
+
+
+def load_any_supernet(path: Path) -> tuple[WeightSharing[Any], SupernetRecord]:
+    """Read a supernet of detectors or of classifiers; see `load_supernet`."""
     tensors, header = read_tensors(path, "supernet", remake=_TRAIN)
     try:
         space = SearchSpace.from_json(header["space"])
@@ -76,7 +91,9 @@ def load_supernet(path: Path) -> tuple[Supernet, SupernetRecord]:
             recalibration=dict(header["recalibration"]),
             data=str(header["data"]),
         )
-        supernet = Supernet(space)
+        supernet: WeightSharing[Any] = (
+            Supernet(space) if header["network"] == "detector" else ClassifierSupernet(space)
+        )
         supernet.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
@@ -85,17 +102,18 @@ def load_supernet(path: Path) -> tuple[Supernet, SupernetRecord]:
 
 
 def load_earlier_supernet(
-    supernet: Supernet, path: Path, categories: tuple[tuple[int, str], ...]
+    supernet: WeightSharing[Any], path: Path, categories: tuple[tuple[int, str], ...]
 ) -> None:
-    """Start from an earlier supernet, perhaps of other classes.
+    """Start from an earlier supernet, perhaps of other classes, or of classifiers.
 
     All weights of equal name and shape are taken; the class outputs of a class that both know by
-    name are taken too, those of a new class stay as initialised.
+    name are taken too, those of a new class stay as initialised. Between detectors and classifiers
+    that leaves the backbone.
 
     Raises:
         UserError: the earlier supernet is of another family of spaces.
     """
-    earlier, record = load_supernet(path)
+    earlier, record = load_any_supernet(path)
     if earlier.space.name != supernet.space.name:
         raise UserError(
             f"{path} holds a supernet of space {earlier.space.name}, this run trains "
@@ -108,7 +126,7 @@ def load_earlier_supernet(
             source = given.get(name)
             if source is None:
                 continue
-            if ".class_tower.output." in name:
+            if name.startswith(_CLASS_OUTPUTS):
                 for row, (_, category) in enumerate(categories):
                     if category in rows:
                         value[row].copy_(source[rows[category]])
@@ -117,7 +135,7 @@ def load_earlier_supernet(
 
 
 def save_training_state(
-    path: Path, supernet: Supernet, averaged: nn.Module, optimiser: Optimizer, step: int
+    path: Path, supernet: WeightSharing[Any], averaged: nn.Module, optimiser: Optimizer, step: int
 ) -> None:
     """Write all that a training run needs to go on, in one file."""
     tensors = {f"weights/{name}": value for name, value in supernet.state_dict().items()}
@@ -129,7 +147,7 @@ def save_training_state(
 
 
 def load_training_state(
-    path: Path, supernet: Supernet, averaged: nn.Module, optimiser: Optimizer
+    path: Path, supernet: WeightSharing[Any], averaged: nn.Module, optimiser: Optimizer
 ) -> int:
     """Restore what `save_training_state` wrote; return the step to go on with.
 
@@ -206,7 +224,7 @@ def load_subnet(path: Path) -> tuple[Subnet, StaticDetector]:
     weights = path.parent / subnet.weights_file
     tensors, _ = read_tensors(weights, "subnet_weights", remake="`detofa search`")
     try:
-        detector = detector_from_state(subnet.space, subnet.arch, tensors)
+        detector = network_from_state(StaticDetector, subnet.space, subnet.arch, tensors)
     except RuntimeError as error:
         raise UserError(
             f"{weights} does not hold the weights of the arch in {path}: "

@@ -14,6 +14,48 @@ from detofa.errors import UserError
 from detofa.files import write_text
 from detofa.supernet.loss import LossWeights
 
+METHODS = ("ofa", "detofa", "random-pruned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterPlan:
+    """How a run uses the path filter; of no account for method `ofa`.
+
+    Attributes:
+        warm_up: Share of the steps in the whole space, before labels are evaluated.
+        bins: Budget bins.
+        labels_per_bin: Paths evaluated in each bin.
+        keep: Share of each bin that training goes on with.
+        prune: `advised`: only where the filter ranks better than MACs alone; or `always`.
+        table: A latency table whose latency divides the bins; MACs do if empty.
+    """
+
+    warm_up: float = 0.5
+    bins: int = 5
+    labels_per_bin: int = 12
+    keep: float = 0.25
+    prune: str = "advised"
+    table: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UserError: a setting is out of its range.
+        """
+        if not (0 < self.warm_up < 1 and 0 < self.keep <= 1):
+            raise UserError(
+                "warm_up of the filter should lie between 0 and 1, and keep above 0 and up to 1; "
+                f"got {self.warm_up} and {self.keep}"
+            )
+        if self.bins < 1 or self.labels_per_bin < 4:
+            raise UserError(
+                "the filter needs at least one bin and 4 labels in each, got "
+                f"{self.bins} and {self.labels_per_bin}"
+            )
+        if self.prune not in ("advised", "always"):
+            raise UserError(f"prune should be advised or always, got {self.prune!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -21,6 +63,9 @@ class TrainConfig:
 
     Attributes:
         data: Folder of the data set.
+        task: `detection`, or `classification` to pre-train a backbone.
+        method: Where random paths come from: `ofa`, the whole space; `detofa`, what the path
+            filter leaves of it; `random-pruned`, what chance leaves, as a control.
         space: Name of the search space.
         image_sizes: (height, width) choices of the network's input.
         init: What the weights start from: `random`, `efficientnet-lite0`, the path of a
@@ -44,9 +89,12 @@ class TrainConfig:
         workers: Threads that prepare batches.
         augmentation: How images are varied.
         losses: Weights of the parts of the loss.
+        filter: How the path filter is used.
     """
 
     data: str
+    task: str = "detection"
+    method: str = "ofa"
     space: str = "lite0"
     image_sizes: tuple[tuple[int, int], ...] = ((320, 320),)
     init: str = "random"
@@ -69,9 +117,16 @@ class TrainConfig:
     workers: int = 1
     augmentation: Augmentation = field(default_factory=Augmentation)
     losses: LossWeights = field(default_factory=LossWeights)
+    filter: FilterPlan = field(default_factory=FilterPlan)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        if self.task not in ("detection", "classification"):
+            raise UserError(f"task should be detection or classification, got {self.task!r}")
+        if self.method not in METHODS:
+            raise UserError(f"method should be {', '.join(METHODS)}, got {self.method!r}")
+        if self.method != "ofa" and self.task != "detection":
+            raise UserError(f"method {self.method} is for detection; pre-training is by ofa")
         for name in ("steps", "batch_size", "recalibration_images", "checkpoint_steps"):
             _check(self, name, 1, 10**9)
         for name in ("seed", "random_paths", "evaluations", "workers"):

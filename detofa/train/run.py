@@ -46,9 +46,33 @@ class RunFolder:
         return self.path / "supernet.safetensors"
 
     @property
+    def classifier(self) -> Path:
+        """Return the path of the averaged weights of a pre-training run."""
+        return self.path / "classifier.safetensors"
+
+    def weights(self, task: str) -> Path:
+        """Return the path of the averaged weights of a run on a task; see `TrainConfig.task`."""
+        return self.supernet if task == "detection" else self.classifier
+
+    @property
     def state(self) -> Path:
         """Return the path of the training state."""
         return self.path / "state" / "training.safetensors"
+
+    @property
+    def path_filter(self) -> Path:
+        """Return the folder of the path filter and its labels."""
+        return self.path / "path_filter"
+
+    @property
+    def filter_report(self) -> Path:
+        """Return the path of what the path filter is worth."""
+        return self.path_filter / "report.json"
+
+    @property
+    def pruned_space(self) -> Path:
+        """Return the path of the record of the pruned space."""
+        return self.path / "pruned_space.json"
 
     @property
     def subnets(self) -> Path:

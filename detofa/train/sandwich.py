@@ -2,31 +2,37 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from detofa.arch import Arch
-from detofa.blocks import NeckHead
 from detofa.data.loader import Batch
-from detofa.space import SearchSpace
-from detofa.supernet.decode import anchor_points
-from detofa.supernet.detector import Supernet
-from detofa.supernet.loss import Targets, assign, detection_loss, distillation_loss
-from detofa.train.config import TrainConfig
+from detofa.space import Genes, SearchSpace
+from detofa.supernet.sharing import WeightSharing
+from detofa.train.task import Objective
 
 Gradients = tuple[Tensor | None, ...]
 
 
-def sandwich(space: SearchSpace, random_paths: int, seed: int, step: int) -> list[Arch]:
+class PathSource(Protocol):
+    """Where a step's random paths come from: a whole space, or a part of one."""
+
+    def sample(self, rng: np.random.Generator, count: int) -> Genes:
+        """Draw paths: (count, num_genes)."""
+
+
+def sandwich(
+    space: SearchSpace, paths: PathSource, random_paths: int, seed: int, step: int
+) -> list[Arch]:
     """Return the distinct paths of a step: the largest, the smallest, and random ones.
 
-    A pure function of the seed and the step. Source: arXiv 1903.05134.
+    A pure function of its arguments. Source: arXiv 1903.05134.
     """
     rng = np.random.default_rng([seed, step, 1])
-    drawn = [space.arch(genes) for genes in space.sample(rng, random_paths)]
+    drawn = [space.arch(genes) for genes in paths.sample(rng, random_paths)]
     return list(dict.fromkeys([space.largest, space.smallest, *drawn]))
 
 
@@ -34,33 +40,36 @@ class SandwichGradients:
     """Losses and gradients of a step's paths on one batch.
 
     Paths run on threads of their own: a second thread inside such small layers gains little, and
-    paths depend on each other only through the first one's targets. Gradients are added in the
-    order of the paths, so the sum does not depend on which ends first.
+    paths depend on each other only through what the first one hands on. Gradients are added in
+    the order of the paths, so the sum does not depend on which ends first.
 
     Args:
         supernet: The shared weights.
-        config: Its losses and distillation count here.
+        objective: The loss of one path.
         device: Where tensors live.
         threads: Processor threads to use in all.
     """
 
     def __init__(
-        self, supernet: Supernet, config: TrainConfig, device: torch.device, threads: int
+        self,
+        supernet: WeightSharing[Any],
+        objective: Objective,
+        device: torch.device,
+        threads: int,
     ) -> None:
-        self._supernet, self._config, self._device = supernet, config, device
+        self._supernet, self._objective, self._device = supernet, objective, device
         self._parameters = list(supernet.parameters())
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="path")
-        self._anchors: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, batch: Batch, archs: Sequence[Arch]) -> tuple[float, Gradients]:
         """Return the mean loss, and the summed gradients in the order of the parameters.
 
-        The first path is the teacher of those at its input size, and they share its targets; a
-        path at another size is assigned by itself. A weight that no path uses has no gradient.
+        The first path hands its targets and outputs to the others. A weight that no path uses has
+        no gradient.
         """
         batch = _on_device(batch, self._device)
-        lead: Future[_Lead] = Future()
+        lead: Future[Any] = Future()
         threads_each = max(1, self._threads // len(archs))
         paths = [
             self._pool.submit(self._path, batch, arch, lead, index == 0, threads_each)
@@ -71,51 +80,21 @@ class SandwichGradients:
         return sum(loss for loss, _ in results) / len(archs), tuple(gradients)
 
     def _path(
-        self, batch: Batch, arch: Arch, lead: "Future[_Lead]", leads: bool, threads: int
+        self, batch: Batch, arch: Arch, lead: "Future[Any]", leads: bool, threads: int
     ) -> tuple[float, Gradients]:
         torch.set_num_threads(threads)  # of this thread
         try:
-            loss = self._loss(batch, arch, lead, leads)
+            batch = at_size(batch, arch.image_size)
+            outputs = self._supernet(batch.images, arch)
+            loss, handed_on = self._objective(outputs, batch, arch, None if leads else lead.result)
+            if leads:
+                lead.set_result(handed_on)
         except BaseException as error:
             if leads:
                 lead.set_exception(error)
             raise
         gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         return float(loss.detach()), gradients
-
-    def _loss(self, batch: Batch, arch: Arch, lead: "Future[_Lead]", leads: bool) -> Tensor:
-        config = self._config
-        images, boxes_xyxy = _at_size(batch, arch.image_size)
-        points_xy, strides = self._points(arch)
-        outputs: tuple[Tensor, Tensor] = self._supernet(images, arch)
-        if not leads and lead.result().image_size == arch.image_size:
-            targets, teacher = lead.result().targets, lead.result().outputs
-            loss = detection_loss(*outputs, targets, points_xy, strides, config.losses)
-            if config.distillation:
-                loss = loss + config.distillation * distillation_loss(outputs, teacher, targets)
-            return loss
-        targets = assign(*outputs, points_xy, strides, boxes_xyxy, batch.labels)
-        if leads:
-            detached = outputs[0].detach(), outputs[1].detach()
-            lead.set_result(_Lead(image_size=arch.image_size, outputs=detached, targets=targets))
-        return detection_loss(*outputs, targets, points_xy, strides, config.losses)
-
-    def _points(self, arch: Arch) -> tuple[Tensor, Tensor]:
-        if arch.image_size not in self._anchors:
-            neck_head = self._supernet.space.blocks(arch)[-1]
-            assert isinstance(neck_head, NeckHead)
-            points_xy, strides = anchor_points(neck_head)
-            self._anchors[arch.image_size] = points_xy.to(self._device), strides.to(self._device)
-        return self._anchors[arch.image_size]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Lead:
-    """What the first path hands to the others at its input size."""
-
-    image_size: tuple[int, int]
-    outputs: tuple[Tensor, Tensor]
-    targets: Targets
 
 
 def _sum(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -137,11 +116,12 @@ def _on_device(batch: Batch, device: torch.device) -> Batch:
     )
 
 
-def _at_size(batch: Batch, image_size: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
-    """Return the batch's images and boxes at another input size."""
+def at_size(batch: Batch, image_size: tuple[int, int]) -> Batch:
+    """Return the batch with its images and boxes at another input size, (height, width)."""
     height, width = batch.images.shape[2:]
     if (height, width) == image_size:
-        return batch.images, batch.boxes_xyxy
+        return batch
     images = nn.functional.interpolate(batch.images, image_size, mode="bilinear", antialias=True)
     factor = images.new_tensor([image_size[1] / width, image_size[0] / height] * 2)
-    return images, [box * factor for box in batch.boxes_xyxy]
+    boxes_xyxy = [box * factor for box in batch.boxes_xyxy]
+    return Batch(images=images, boxes_xyxy=boxes_xyxy, labels=batch.labels)

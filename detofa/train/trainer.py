@@ -2,10 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,28 +11,15 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
 
-from detofa.data.dataset import DetectionDataset
-from detofa.data.evaluation import AveragePrecision
-from detofa.data.loader import Batch, TrainingBatches
+from detofa.data.loader import Batch
 from detofa.errors import UserError
-from detofa.imaging import IMAGENET, LITE, Preprocessing
-from detofa.presets import preset
-from detofa.space import SearchSpace
-from detofa.subnet import PostProcessing
-from detofa.supernet.detector import Supernet
-from detofa.supernet.import_weights import load_pretrained
-from detofa.train.checkpoint import (
-    SupernetRecord,
-    load_earlier_supernet,
-    load_training_state,
-    save_supernet,
-    save_training_state,
-)
+from detofa.supernet.sharing import WeightSharing
+from detofa.train.checkpoint import load_training_state, save_training_state
 from detofa.train.config import TrainConfig
-from detofa.train.evaluate import Recalibration, evaluate_paths
 from detofa.train.memory import release_freed_memory
 from detofa.train.run import RunFolder
-from detofa.train.sandwich import SandwichGradients, sandwich
+from detofa.train.sandwich import PathSource, SandwichGradients, sandwich
+from detofa.train.task import Task
 
 _STEPS_BETWEEN_RELEASES = 5
 
@@ -45,31 +30,8 @@ class Observer(Protocol):
     def on_step(self, step: int, steps: int, loss: float, images_per_s: float) -> None:
         """Called after every step."""
 
-    def on_evaluation(self, step: int, results: dict[str, AveragePrecision]) -> None:
-        """Called with the AP of the largest, the smallest and a random path."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What a run trains on.
-
-    Attributes:
-        train: Training split.
-        validation: Split for progress and, later, for search.
-    """
-
-    train: DetectionDataset
-    validation: DetectionDataset
-
-    @property
-    def categories(self) -> tuple[tuple[int, str], ...]:
-        """Return (id, name) of each class, in label order."""
-        return tuple((category.id, category.name) for category in self.train.categories)
-
-
-def preprocessing_of(space_name: str) -> Preprocessing:
-    """Return how the images of a space are normalised: as its pre-trained weights expect."""
-    return LITE if space_name == "lite0" else IMAGENET
+    def on_evaluation(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Called with the figures of the largest, the smallest and a random path."""
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
@@ -86,66 +48,62 @@ class Trainer:
 
     Args:
         config: The settings.
-        task: The data.
+        task: What is learnt, and from what.
         run: Where files go; a state found there is resumed.
         device: Where tensors live.
 
     Raises:
-        UserError: an unknown space, pre-trained weights of another family, a state of another run.
+        UserError: a state of another run.
     """
 
     def __init__(
         self, config: TrainConfig, task: Task, run: RunFolder, device: torch.device
     ) -> None:
         self.config, self.task, self.run, self.device = config, task, run, device
-        self.space = preset(
-            config.space, num_classes=len(task.categories), image_sizes=config.image_sizes
-        )
-        self.preprocessing = preprocessing_of(config.space)
-        self.supernet = _initial_supernet(self.space, config, task).to(device)
+        self.space = task.space
+        self.supernet = task.supernet.to(device).to(memory_format=torch.channels_last)
         self.averaged = AveragedModel(self.supernet, multi_avg_fn=_ramped_average(config.ema_decay))
         self.optimiser = _optimiser(self.supernet, config)
-        self.recalibration = Recalibration(
-            dataset=task.train,
-            preprocessing=self.preprocessing,
-            count=config.recalibration_images,
-        )
-        self.batches = TrainingBatches(
-            task.train,
-            batch_size=config.batch_size,
-            image_sizes=self.space.image_sizes[-1:],
-            augmentation=config.augmentation,
-            preprocessing=self.preprocessing,
-            seed=config.seed,
-            workers=config.workers,
-            class_balance=config.class_balance,
-        )
+        self.batches = task.batches()
         self.step = 0
         if run.state.is_file():
             self.step = load_training_state(run.state, self.supernet, self.averaged, self.optimiser)
             run.forget_after(self.step)
-        on_cpu = device.type == "cpu"
-        self._gradients = SandwichGradients(
-            self.supernet, config, device, torch.get_num_threads() if on_cpu else 1
-        )
+        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._gradients = SandwichGradients(self.supernet, task.objective(device), device, threads)
 
-    def train(self, observer: Observer, should_stop: Callable[[], bool]) -> bool:
+    def train(
+        self,
+        observer: Observer,
+        should_stop: Callable[[], bool],
+        *,
+        paths: PathSource | None = None,
+        until: int | None = None,
+    ) -> bool:
         """Train to the last step, or until `should_stop` says so between two steps.
 
         Checkpoints, metrics and the averaged supernet are written as it goes.
 
+        Args:
+            observer: Told of every step and evaluation.
+            should_stop: Asked after every step.
+            paths: Where the random paths of a step come from; the whole space if not given.
+            until: The step to stop after, instead of the run's last.
+
         Returns:
-            Whether the last step was reached; if not, the same run resumes.
+            Whether that step was reached; if not, the same run resumes.
         """
         config = self.config
+        paths = self.space if paths is None else paths
+        until = config.steps if until is None else min(until, config.steps)
         evaluate_at = {
             round(config.steps * (index + 1) / config.evaluations)
             for index in range(config.evaluations)
         }
         self.supernet.train()
         last = time.perf_counter()
-        for batch in self.batches.prefetch(self.step, config.steps):
-            loss = self._train_step(batch)
+        for batch in self.batches.prefetch(self.step, until):
+            loss = self._train_step(batch, paths)
             self.step += 1
             if self.step % _STEPS_BETWEEN_RELEASES == 0:
                 release_freed_memory()
@@ -156,8 +114,8 @@ class Trainer:
             if self.step in evaluate_at:
                 self._evaluate(observer)
                 last = time.perf_counter()
-            stopping = self.step < config.steps and should_stop()
-            if stopping or self.step % config.checkpoint_steps == 0 or self.step == config.steps:
+            stopping = self.step < until and should_stop()
+            if stopping or self.step % config.checkpoint_steps == 0 or self.step == until:
                 self.save()
             if stopping:
                 return False
@@ -165,30 +123,22 @@ class Trainer:
 
     def save(self) -> None:
         """Write the averaged supernet and the training state."""
-        record = SupernetRecord(
-            space=self.space,
-            categories=self.task.categories,
-            preprocessing=self.preprocessing,
-            step=self.step,
-            recalibration=dict(self.recalibration.to_json()),
-            data=self.config.data,
-        )
-        save_supernet(self.run.supernet, self.averaged_supernet, record)
+        self.task.save(self.run.weights(self.config.task), self.averaged_supernet, self.step)
         save_training_state(self.run.state, self.supernet, self.averaged, self.optimiser, self.step)
 
     @property
-    def averaged_supernet(self) -> Supernet:
+    def averaged_supernet(self) -> WeightSharing[Any]:
         """Return the supernet with the averaged weights."""
         module = self.averaged.module
-        assert isinstance(module, Supernet)
+        assert isinstance(module, WeightSharing)
         return module
 
-    def _train_step(self, batch: Batch) -> float:
+    def _train_step(self, batch: Batch, paths: PathSource) -> float:
         config = self.config
         factor = learning_rate_factor(self.step, config)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak_rate"] * factor
-        archs = sandwich(self.space, config.random_paths, config.seed, self.step)
+        archs = sandwich(self.space, paths, config.random_paths, config.seed, self.step)
         if self.step < config.largest_first * config.steps:
             archs = archs[:1]
         loss, gradients = self._gradients(batch, archs)
@@ -211,40 +161,21 @@ class Trainer:
             "smallest": self.space.smallest,
             "random": self.space.arch(self.space.sample(rng, 1)[0]),
         }
-        found = evaluate_paths(
-            self.averaged_supernet,
-            list(paths.values()),
-            self.recalibration,
-            self.task.validation,
-            PostProcessing(),
-        )
-        results = dict(zip(paths, found, strict=True))
+        figures = self.task.evaluate(self.averaged_supernet, list(paths.values()))
+        results = dict(zip(paths, figures, strict=True))
         observer.on_evaluation(self.step, results)
-        self.run.log(
-            {
-                "step": self.step,
-                "ap": {name: result.ap for name, result in results.items()},
-                "ap50": {name: result.ap50 for name, result in results.items()},
-            }
-        )
+        names = next(iter(results.values()))
+        by_figure = {
+            figure: {path: result[figure] for path, result in results.items()} for figure in names
+        }
+        self.run.log({"step": self.step, **by_figure})
 
 
-def _initial_supernet(space: SearchSpace, config: TrainConfig, task: Task) -> Supernet:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        supernet = Supernet(space)
-    if config.init.endswith(".safetensors"):
-        load_earlier_supernet(supernet, Path(config.init), task.categories)
-    elif config.init != "random":
-        load_pretrained(supernet, config.init)
-    return supernet.to(memory_format=torch.channels_last)
-
-
-def _optimiser(supernet: Supernet, config: TrainConfig) -> AdamW:
+def _optimiser(supernet: WeightSharing[Any], config: TrainConfig) -> AdamW:
     """Return AdamW with groups for the backbone and the rest, with and without decay."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in supernet.named_parameters():
-        backbone = not name.startswith(("largest.neck", "largest.head"))
+        backbone = name.startswith(("largest.backbone", "kernel_transforms"))
         decays = parameter.dim() > 1 and not name.startswith("kernel_transforms")
         groups.setdefault((backbone, decays), []).append(parameter)
     return AdamW(

@@ -13,7 +13,7 @@ from detofa.arch import Arch
 from detofa.errors import UserError
 from detofa.imaging import LITE, letterbox, read_image
 from detofa.presets import preset
-from detofa.supernet.classifier import Classifier
+from detofa.supernet.classifier import StaticClassifier
 from detofa.supernet.detector import Supernet
 from detofa.supernet.import_weights import (
     embed_kernels,
@@ -27,8 +27,11 @@ from detofa.supernet.import_weights import (
 )
 
 
-def classifier_of(supernet: Supernet, arch: Arch, tail: dict[str, torch.Tensor]) -> Classifier:
-    classifier = Classifier(supernet.space, arch).eval()
+def classifier_of(
+    supernet: Supernet, arch: Arch, tail: dict[str, torch.Tensor]
+) -> StaticClassifier:
+    space = supernet.space.with_task(num_classes=1000)
+    classifier = StaticClassifier(space, arch).eval()
     state = {k: v for k, v in supernet.extract(arch).state_dict().items() if k.startswith("backb")}
     state |= {key: value for key, value in tail.items() if key.startswith("tail.")}
     classifier.load_state_dict(state)

@@ -14,6 +14,7 @@ from detofa.supernet.decode import anchor_points
 from detofa.supernet.detector import Supernet
 from detofa.supernet.loss import assign, detection_loss, distillation_loss
 from detofa.train.config import TrainConfig
+from detofa.train.detection import DetectionObjective
 from detofa.train.sandwich import Gradients, SandwichGradients, sandwich
 
 CPU = torch.device("cpu")
@@ -43,24 +44,29 @@ def paths_of(supernet: Supernet) -> list[Arch]:
 
 
 def gradients_of(
-    supernet: Supernet, config: TrainConfig, archs: list[Arch], threads: int
+    supernet: Supernet,
+    config: TrainConfig,
+    archs: list[Arch],
+    threads: int,
+    batch: Batch | None = None,
 ) -> tuple[float, Gradients]:
-    return SandwichGradients(supernet, config, CPU, threads)(batch_of(), archs)
+    objective = DetectionObjective(supernet.space, config, CPU)
+    return SandwichGradients(supernet, objective, CPU, threads)(batch or batch_of(), archs)
 
 
 def test_a_sandwich_has_both_ends_and_depends_on_seed_and_step_alone() -> None:
     space = preset("lite0", num_classes=2)
-    paths = sandwich(space, 3, seed=1, step=7)
+    paths = sandwich(space, space, 3, seed=1, step=7)
     assert paths[:2] == [space.largest, space.smallest]
     assert len(set(paths)) == 5
-    assert paths == sandwich(space, 3, seed=1, step=7)
-    assert paths[2:] != sandwich(space, 3, seed=1, step=8)[2:]
-    assert paths[2:] != sandwich(space, 3, seed=2, step=7)[2:]
+    assert paths == sandwich(space, space, 3, seed=1, step=7)
+    assert paths[2:] != sandwich(space, space, 3, seed=1, step=8)[2:]
+    assert paths[2:] != sandwich(space, space, 3, seed=2, step=7)[2:]
 
 
 def test_a_path_drawn_twice_is_trained_once() -> None:
     space = preset("tiny", num_classes=2, image_sizes=SIZES)
-    paths = sandwich(space, 3000, seed=0, step=0)
+    paths = sandwich(space, space, 3000, seed=0, step=0)
     assert len(paths) < 3002
     assert len(set(paths)) == len(paths)
 
@@ -121,7 +127,7 @@ def test_a_failing_first_path_fails_the_step_instead_of_hanging_it() -> None:
     batch = batch_of()
     broken = dataclasses.replace(batch, labels=batch.labels[:1])
     with pytest.raises(ValueError, match="shorter"):
-        SandwichGradients(supernet, TrainConfig(data="x"), CPU, 2)(broken, paths_of(supernet))
+        gradients_of(supernet, TrainConfig(data="x"), paths_of(supernet), 2, broken)
 
 
 def _same(left: Tensor | None, right: Tensor | None) -> bool:

@@ -11,9 +11,16 @@ import torch
 from detofa.data.demo import make_demo_dataset
 from detofa.errors import UserError
 from detofa.subnet import PostProcessing
+from detofa.supernet.detector import Supernet
 from detofa.train.checkpoint import load_supernet, load_training_state, save_supernet
 from detofa.train.config import TrainConfig, read_recipe
-from detofa.train.evaluate import Recalibration, evaluate_paths
+from detofa.train.evaluate import (
+    Recalibration,
+    evaluate_detector,
+    evaluate_paths,
+    extract_recalibrated,
+    torch_detector,
+)
 from detofa.train.run import RunFolder, newest_run
 from detofa.train.trainer import learning_rate_factor
 from tests.samples import Quiet, config_of, trainer_of
@@ -102,18 +109,37 @@ def test_progress_reports_largest_smallest_and_random_paths(digits: Path, tmp_pa
 
 
 def test_evaluating_side_by_side_changes_neither_figures_nor_the_supernet(
-    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    digits: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trainer = trainer_of(config_of(digits), tmp_path)
     before = {name: value.clone() for name, value in trainer.supernet.state_dict().items()}
     recalibration = Recalibration(
-        dataset=trainer.task.train, preprocessing=trainer.preprocessing, count=8
+        dataset=trainer.task.train, preprocessing=trainer.task.preprocessing, count=8
     )
     arguments = (recalibration, trainer.task.validation, PostProcessing())
+    supernet = trainer.supernet
+    assert isinstance(supernet, Supernet)
     rng = np.random.default_rng(0)
     archs = [trainer.space.arch(genes) for genes in trainer.space.sample(rng, 5)]
-    apart = [next(evaluate_paths(trainer.supernet, [arch], *arguments)) for arch in archs]
-    assert list(evaluate_paths(trainer.supernet, archs, *arguments)) == apart
+    apart = [next(evaluate_paths(supernet, [arch], *arguments)) for arch in archs]
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    together = list(evaluate_paths(supernet, archs, *arguments, halves=True))
+    assert [dataclasses.replace(found, halves=None) for found in together] == apart
+    for arch, found in zip(archs, together, strict=True):
+        assert found.halves is not None
+        assert all(half.loss > 0 for half in found.halves)
+        detector = torch_detector(
+            extract_recalibrated(supernet, arch, recalibration),
+            supernet.space,
+            arch,
+            trainer.task.preprocessing,
+            trainer.task.categories,
+            PostProcessing(),
+        )
+        assert evaluate_detector(detector, trainer.task.validation)[0].ap == found.ap
     print("standard output is still there")
     assert capsys.readouterr().out == "standard output is still there\n"
     for name, value in trainer.supernet.state_dict().items():

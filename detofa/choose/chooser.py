@@ -1,8 +1,9 @@
-"""Choose subnets of a trained supernet: evaluate some paths, predict the rest, search, verify."""
+"""Chooser: from a trained run to the subnet that is best within a budget, or to the front."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.arch import Arch
+from detofa.choose.ranking import Ranking
+from detofa.choose.records import Budget, Choice, Finalist, merit
 from detofa.data.dataset import Category, DetectionDataset, load_dataset
-from detofa.data.evaluation import AveragePrecision
 from detofa.errors import UserError
 from detofa.files import sha256_file, write_json
 from detofa.predictor import RidgePredictor
@@ -33,91 +35,20 @@ from detofa.search import (
 from detofa.space import Genes, SearchSpace
 from detofa.subnet import Figure, PostProcessing, Subnet
 from detofa.train.checkpoint import load_supernet, save_subnet_weights
-from detofa.train.evaluate import Recalibration, evaluate_paths, extract_recalibrated
+from detofa.train.evaluate import (
+    PathFigures,
+    Recalibration,
+    evaluate_paths,
+    extract_recalibrated,
+)
 from detofa.train.path_evaluations import PathEvaluations
 from detofa.train.run import RunFolder
 
 Values = NDArray[np.float64]
 Progress = Callable[[str, float], None]
 _BYTES_OF_PARAMETER = 4
-_LABEL_BINS = 4
 _SPARE = 0.95  # of a latency budget: some finalist should turn out to fit
-_MEASURING_ERROR = 0.02  # of one measurement, so that the next one is within the budget too
 _SPEED_TO_TELL = 0.05  # smaller changes of speed are ordinary: LATENCY.md saw up to 4 %
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """An upper limit on a cost.
-
-    Attributes:
-        kind: `latency` (in milliseconds, of a table's device) or `macs`.
-        limit: The limit, in the kind's unit.
-    """
-
-    kind: Literal["latency", "macs"]
-    limit: float
-
-    @property
-    def unit(self) -> str:
-        """Return the unit of the limit."""
-        return "ms" if self.kind == "latency" else "MACs"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finalist:
-    """A path that was evaluated for real.
-
-    Attributes:
-        arch: The path.
-        predicted_ap: What the predictor said.
-        ap: AP on the validation split, with inherited weights, recalibrated.
-        ap50: AP at IoU 0.50.
-        macs: Multiply-accumulates of the whole detector.
-        num_params: Parameters of the whole detector.
-        predicted_ms: Latency by the table, or None without one.
-        low_ms: Lower edge of its interval.
-        high_ms: Upper edge of its interval, which is compared with the budget.
-        measured_ms: p50 measured on this machine, at the speed it had for the table; None where
-            the table is of another device.
-    """
-
-    arch: Arch
-    predicted_ap: float
-    ap: float
-    ap50: float
-    macs: float
-    num_params: float
-    predicted_ms: float | None = None
-    low_ms: float | None = None
-    high_ms: float | None = None
-    measured_ms: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object."""
-        record = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return record | {"arch": self.arch.to_json()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The outcome of a search.
-
-    Attributes:
-        subnet_path: The subnet.json written.
-        subnet: Its content.
-        finalists: Best first; the first is the winner.
-        reachable: Range of the cost in this space, for people.
-        notes: What the user should know.
-        predictor: The predictor that ranked the candidates.
-    """
-
-    subnet_path: Path
-    subnet: Subnet
-    finalists: tuple[Finalist, ...]
-    reachable: str
-    notes: tuple[str, ...]
-    predictor: RidgePredictor
 
 
 class Chooser:
@@ -154,9 +85,10 @@ class Chooser:
         self.data = Path(self.record.data) if data is None else data
         self.postprocessing = PostProcessing()
         self.macs, self.num_params = macs_cost(self.space), num_params_cost(self.space)
+        self.ranking = Ranking(run, self.space, table)
         self._slowdown = 1.0  # of this machine, since its table was made
         self._supernet_sha256 = sha256_file(run.supernet)
-        self._evaluations = PathEvaluations(
+        self.evaluations = PathEvaluations(
             path=run.path / "path_evaluations.json",
             space=self.space,
             supernet_sha256=self._supernet_sha256,
@@ -212,7 +144,8 @@ class Chooser:
         def find(count: int) -> tuple[RidgePredictor, SearchResult, Genes]:
             predictor = self._fit_predictor(np.concatenate([labels, genes]))
             self.on_progress("search", 0.0)
-            result = _search(self.space, budget.limit, self._score(predictor), rng, search_for)
+            score = self.ranking.score(predictor, budget, cost)
+            result = _search(self.space, budget.limit, score, rng, search_for)
             best = result.genes[finalists(result, len(genes) + count)]
             return predictor, result, _with_new(genes, best)[: len(genes) + count]
 
@@ -262,17 +195,21 @@ class Chooser:
         cost = self._budget_cost(budget)
         predictor = self._fit_predictor(self._labelled())
         self.on_progress("search", 0.0)
-        result = pareto_search(
-            self.space,
-            score=self._score(predictor),
-            cost=cost,
-            unit=budget.unit,
-            rng=np.random.default_rng([self.seed, 1]),
-            caps=self._caps(max_params, max_file_bytes),
-        )
-        wanted = np.linspace(result.costs[0], result.costs[-1], count)
-        rows = np.unique(np.abs(result.costs[:, None] - wanted).argmin(axis=0))
-        found = self._evaluate_finalists(result.genes[rows], predictor)
+        caps = self._caps(max_params, max_file_bytes)
+        genes = self._best_of_bins(predictor, budget, caps, count)
+        if genes is None:
+            result = pareto_search(
+                self.space,
+                score=self.ranking.score(predictor, budget, cost),
+                cost=cost,
+                unit=budget.unit,
+                rng=np.random.default_rng([self.seed, 1]),
+                caps=caps,
+            )
+            wanted = np.linspace(result.costs[0], result.costs[-1], count)
+            rows = np.unique(np.abs(result.costs[:, None] - wanted).argmin(axis=0))
+            genes = result.genes[rows]
+        found = self._evaluate_finalists(genes, predictor)
         costs = cost(np.stack([self.space.genes(item.arch) for item in found]))
         front = [found[i] for i in pareto_front(costs, np.array([item.ap for item in found]))]
         for index, item in enumerate(front):
@@ -281,13 +218,18 @@ class Chooser:
         write_json(self.run.path / "pareto.json", "pareto", {"cost": kind, "points": points})
         return tuple(front)
 
-    def evaluate(self, genes: Sequence[Genes], doing: str) -> list[tuple[float, float]]:
-        """Return (AP, AP50) of paths on the validation split; each is evaluated only once."""
-        return self._evaluations.of(genes, lambda share: self.on_progress(doing, share))
+    def evaluate(self, genes: Sequence[Genes], doing: str) -> list[PathFigures]:
+        """Return the figures of paths on the validation split; each is evaluated only once."""
+        return self.evaluations.of(genes, lambda share: self.on_progress(doing, share))
 
-    def _evaluate_paths(self, archs: Sequence[Arch]) -> Iterator[AveragePrecision]:
+    def _evaluate_paths(self, archs: Sequence[Arch], halves: bool) -> Iterator[PathFigures]:
         return evaluate_paths(
-            self.supernet, archs, self.recalibration, self.validation, self.postprocessing
+            self.supernet,
+            archs,
+            self.recalibration,
+            self.validation,
+            self.postprocessing,
+            halves=halves,
         )
 
     # ---- steps of a choice ----------------------------------------------------------------
@@ -325,50 +267,51 @@ class Chooser:
             )
         return caps
 
-    def _encode(self, genes: Genes) -> Values:
-        log_macs = np.log(self.macs(genes))[:, None]
-        return np.concatenate([self.space.encode_compact(genes), log_macs], axis=1)
-
-    def _score(self, predictor: RidgePredictor) -> Callable[[Genes], Values]:
-        return lambda genes: predictor.predict(self._encode(genes))
+    def _best_of_bins(
+        self, predictor: RidgePredictor, budget: Budget, caps: Sequence[Cap], count: int
+    ) -> Genes | None:
+        """Return the best-ranked paths of every bin of the path filter; None without one."""
+        path_filter = self.ranking.path_filter(budget)
+        if path_filter is None:
+            return None
+        cost, rng = self._budget_cost(budget), np.random.default_rng([self.seed, 1])
+        per_bin = -(-count // path_filter.bins.count)
+        genes = self.space.ends
+        for limit in path_filter.bins.edges[1:]:
+            within = dataclasses.replace(budget, limit=limit)
+            search_for = {"cost": cost, "unit": budget.unit, "caps": caps}
+            result = _search(
+                self.space, limit, self.ranking.score(predictor, within, cost), rng, search_for
+            )
+            genes = _with_new(genes, result.genes[finalists(result, per_bin)])
+        return genes[_fits(genes, caps)]
 
     def _labelled(self) -> Genes:
-        """Return the paths that the predictor starts from, spread evenly over compute."""
-        ends = self.space.ends
-        if self.labels == 0:
-            return ends
-        rng = np.random.default_rng([self.seed, 0])
-        low, high = self.macs(ends)
-        edges = np.geomspace(low, high, _LABEL_BINS + 1)
-        per_bin = -(-self.labels // _LABEL_BINS)
-        drawn = self.space.sample_bins(rng, self.macs, edges, per_bin)
-        return np.concatenate([ends, rng.permutation(drawn)[: self.labels]])
+        return self.ranking.paths_to_label(self.labels, np.random.default_rng([self.seed, 0]))
 
     def _fit_predictor(self, genes: Genes) -> RidgePredictor:
         """Evaluate paths, and fit the predictor on them."""
         figures = self.evaluate(list(genes), "evaluate paths for the predictor")
-        return RidgePredictor.fit(self._encode(genes), [ap for ap, _ in figures])
+        return self.ranking.fit(genes, figures)
 
     def _with_best_evaluated(
         self, genes: Genes, cost: Callable[[Genes], Values], limit: float, caps: Sequence[Cap]
     ) -> Genes:
         """Add the best path already evaluated that fits: it costs nothing to consider."""
-        rows = self._evaluations.best_first()
-        fits = cost(rows) <= limit
-        for cap in caps:
-            fits &= cap.cost(rows) <= cap.limit
+        rows = self.evaluations.best_first()
+        fits = _fits(rows, caps) & (cost(rows) <= limit)
         return _with_new(genes, rows[fits][:1])
 
     def _evaluate_finalists(self, genes: Genes, predictor: RidgePredictor) -> list[Finalist]:
         figures = self.evaluate(list(genes), "evaluate finalists")
-        predicted = self._score(predictor)(genes)
+        predicted = predictor.predict(self.ranking.encode(genes))
         macs, num_params = self.macs(genes), self.num_params(genes)
         found = [
             Finalist(
                 arch=self.space.arch(row),
                 predicted_ap=float(predicted[index]),
-                ap=figures[index][0],
-                ap50=figures[index][1],
+                ap=figures[index].ap,
+                ap50=figures[index].ap50,
                 macs=float(macs[index]),
                 num_params=float(num_params[index]),
             )
@@ -502,13 +445,8 @@ def _with_new(genes: Genes, rows: Genes) -> Genes:
     return np.concatenate([genes, rows[np.array(new, bool)]])
 
 
-def merit(item: Finalist, budget: Budget) -> tuple[bool, float]:
-    """Return what orders finalists: those within the budget by AP, then the nearest to it."""
-    if budget.kind == "macs":
-        cost, limit = item.macs, budget.limit
-    elif item.measured_ms is not None:
-        cost, limit = item.measured_ms, budget.limit * (1 - _MEASURING_ERROR)
-    else:
-        assert item.high_ms is not None
-        cost, limit = item.high_ms, budget.limit
-    return cost > limit, cost if cost > limit else -item.ap
+def _fits(genes: Genes, caps: Sequence[Cap]) -> NDArray[np.bool_]:
+    fits = np.ones(len(genes), bool)
+    for cap in caps:
+        fits &= cap.cost(genes) <= cap.limit
+    return fits

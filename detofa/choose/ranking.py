@@ -1,0 +1,114 @@
+"""What ranks the paths of a run before they are evaluated: a ridge, or the run's path filter."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detofa.choose.records import Budget
+from detofa.errors import UserError
+from detofa.path_filter.filter import PathFilter
+from detofa.path_filter.pruned_space import PrunedSpace
+from detofa.predictor import RidgePredictor
+from detofa.profiling.cost import macs_cost
+from detofa.profiling.table import LatencyTable
+from detofa.space import Genes, SearchSpace
+from detofa.train.evaluate import PathFigures
+from detofa.train.run import RunFolder
+
+Values = NDArray[np.float64]
+Cost = Callable[[Genes], Values]
+_LABEL_BINS = 4
+_OUTSIDE = 1e6  # taken from the score of what should not be chosen
+
+
+class Ranking:
+    """Ranks the paths of one run.
+
+    Args:
+        run: A trained run; its pruned space is what may be chosen from.
+        space: Its search space.
+        table: Latency table of the space, or None.
+
+    Raises:
+        UserError: the run was pruned by the latency of another table.
+    """
+
+    def __init__(self, run: RunFolder, space: SearchSpace, table: LatencyTable | None) -> None:
+        self.space, self.macs = space, macs_cost(space)
+        self.pruned = _pruned_space(run, space, self.macs, table)
+
+    def paths_to_label(self, count: int, rng: np.random.Generator) -> Genes:
+        """Return both ends and `count` more paths, spread evenly over compute."""
+        ends = self.space.ends
+        if count == 0:
+            return ends
+        if self.pruned is not None:
+            drawn = self.pruned.sample(rng, count)
+            return np.unique(np.concatenate([ends, drawn]), axis=0)
+        low, high = self.macs(ends)
+        edges = np.geomspace(low, high, _LABEL_BINS + 1)
+        per_bin = -(-count // _LABEL_BINS)
+        drawn = self.space.sample_bins(rng, self.macs, edges, per_bin)
+        return np.concatenate([ends, rng.permutation(drawn)[:count]])
+
+    def fit(self, genes: Genes, figures: list[PathFigures]) -> RidgePredictor:
+        """Fit the predictor of AP on evaluated paths."""
+        return RidgePredictor.fit(self.encode(genes), [path.ap for path in figures])
+
+    def encode(self, genes: Genes) -> Values:
+        """Return what the predictor sees of paths: (N, D)."""
+        log_macs = np.log(self.macs(genes))[:, None]
+        return np.concatenate([self.space.encode_compact(genes), log_macs], axis=1)
+
+    def score(
+        self, predictor: RidgePredictor, budget: Budget, cost: Cost
+    ) -> Callable[[Genes], Values]:
+        """Return what ranks candidates: the path filter if it is of this kind of budget.
+
+        The path filter ranks archs of one bin, so what is far below the budget counts as outside;
+        so does what the run did not train on.
+        """
+        pruned, path_filter = self.pruned, self.path_filter(budget)
+
+        def score(genes: Genes) -> Values:
+            outside = np.zeros(len(genes), bool) if pruned is None else ~pruned.contains(genes)
+            if path_filter is None or math.isinf(budget.limit):
+                scores = predictor.predict(self.encode(genes))
+            else:
+                scores = path_filter.score(genes, budget.limit)
+                low, high = path_filter.bins.edges[:2]
+                outside |= cost(genes) <= budget.limit * low / high
+            return scores - _OUTSIDE * outside
+
+        return score
+
+    def path_filter(self, budget: Budget) -> PathFilter | None:
+        """Return the path filter of the run, where its bins are of the budget's kind."""
+        scorer = None if self.pruned is None else self.pruned.path_filter
+        if isinstance(scorer, PathFilter) and scorer.bins.kind == budget.kind:
+            return scorer
+        return None
+
+
+def _pruned_space(
+    run: RunFolder, space: SearchSpace, macs: Cost, table: LatencyTable | None
+) -> PrunedSpace | None:
+    """Return the pruned space of a run, if it has one.
+
+    Raises:
+        UserError: it was pruned by the latency of another table, so nobody can tell what is in.
+    """
+    if not run.pruned_space.is_file():
+        return None
+    pruned = PrunedSpace.load(run.pruned_space, space, macs)
+    if pruned.bins.kind == "macs":
+        return pruned
+    if table is None or table.sha256 != pruned.bins.table_sha256:
+        raise UserError(
+            f"{run.pruned_space} divides budgets by the latency of {pruned.bins.device}, and that "
+            "table is not the one at hand; give its --device, or make another with `detofa filter`"
+        )
+    return dataclasses.replace(pruned, cost=table.predict)

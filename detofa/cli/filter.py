@@ -1,0 +1,154 @@
+"""`detofa filter`: fit the path filter of a run, say what it is worth, show what it keeps."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from detofa.cli.display import show_table, shown_progress
+from detofa.cli.measure import locate_table
+from detofa.cli.options import Run, Seed, Threads
+from detofa.cli.runs import find_run
+from detofa.errors import UserError
+
+if TYPE_CHECKING:
+    from detofa.choose.chooser import Chooser
+    from detofa.path_filter.pruned_space import PrunedSpace
+    from detofa.space import Genes
+    from detofa.train.filtering import Budgets, FilterReport
+    from detofa.train.path_evaluations import PathEvaluations
+    from detofa.train.run import RunFolder
+
+
+def fit(
+    run: Run = None,
+    budget: Annotated[str, typer.Option(help="What divides the bins: macs or latency.")] = "macs",
+    device: Annotated[
+        str, typer.Option(help="cpu, or words of the name of a device with a table.")
+    ] = "cpu",
+    threads: Threads = 1,
+    bins: Annotated[int, typer.Option(min=1, help="Budget bins.")] = 5,
+    labels_per_bin: Annotated[
+        int, typer.Option(min=4, help="Paths evaluated in each bin, if the run has no labels.")
+    ] = 12,
+    keep: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of each bin that pruning keeps.")
+    ] = 0.25,
+    show: Annotated[
+        bool, typer.Option("--show", help="What the paths kept have in common, as table and SVG.")
+    ] = False,
+    seed: Seed = 0,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The data set's folder.  [default: where the run was trained]"),
+    ] = None,
+) -> None:
+    """Fit the path filter of a run and compare it with other rankers on the same labels.
+
+    A run that was trained by detofa has labels, which are used again; of any other the labels are
+    evaluated now, and `detofa search` then ranks by the filter if it is worth it.
+    """
+    if budget not in ("macs", "latency"):
+        raise typer.BadParameter(f"macs or latency, got {budget!r}", param_hint="--budget")
+
+    import numpy as np
+
+    from detofa.choose.chooser import Chooser
+    from detofa.path_filter.pruned_space import cut_space
+    from detofa.train.filtering import Budgets, fit_filter
+
+    found = find_run(run)
+    with shown_progress() as on_progress:
+        chooser = Chooser(found, seed=seed, data=data, on_progress=on_progress)
+        table = locate_table(chooser.space, device, threads) if budget == "latency" else None
+        budgets = Budgets.of(chooser.space, bins, table)
+        genes, evaluations = _labels(chooser, found, budgets, labels_per_bin, seed)
+        path_filter, report = fit_filter(
+            chooser.space, genes, evaluations, budgets, seed=seed, on_progress=on_progress
+        )
+        on_progress("prune", 0.0)
+        rng = np.random.default_rng([seed, 4])
+        pruned = cut_space(chooser.space, path_filter, budgets.cost, rng, keep=keep)
+    _report(report)
+    if _is_new(found):
+        path_filter.save(found.path_filter)
+        report.save(found.filter_report)
+        if report.quality.filter_is_worth_pruning_by:
+            pruned.save(found.pruned_space)
+        else:
+            found.pruned_space.unlink(missing_ok=True)
+        print(f"wrote {found.path_filter}/")
+    if show:
+        _show_kept(pruned, found, seed)
+
+
+def _is_new(run: "RunFolder") -> bool:
+    """Return whether the filter is this command's, and not the one that the run trained by."""
+    return run.load_config().method == "ofa"
+
+
+def _labels(
+    chooser: "Chooser", run: "RunFolder", budgets: "Budgets", per_bin: int, seed: int
+) -> "tuple[Genes, PathEvaluations]":
+    """Return the paths to label, and what evaluates them or knows them already."""
+    from detofa.train.filtering import draw_paths_to_label
+    from detofa.train.path_evaluations import stored_evaluations
+
+    stored = run.path_filter / "labels.json"
+    if not stored.is_file():
+        return (
+            draw_paths_to_label(chooser.space, budgets, per_bin, seed),
+            chooser.evaluations,
+        )
+    evaluations = stored_evaluations(stored, chooser.space)
+    print(f"{stored} holds {len(evaluations.best_first())} labels, evaluated after the warm-up")
+    return evaluations.best_first(), evaluations
+
+
+def _report(report: "FilterReport") -> None:
+    quality, bins = report.quality, report.bins
+    columns = ["ranker", *(bins.describe(index) for index in range(bins.count)), "all bins"]
+    rows = [
+        [name, *(f"{tau:.2f}" for tau in quality.per_bin[name]), str(estimate)]
+        for name, estimate in quality.taus.items()
+    ]
+    title = f"In-bin Kendall tau, label {quality.label}, {quality.num_labels} labels"
+    show_table(title, columns, rows)
+    for name, reliability in report.reliability.items():
+        print(f"two halves of the images agree on {name} with tau {reliability.tau}")
+    print(f"filter less MACs alone: {quality.filter_minus_macs}")
+    print(f"filter less ridge: {quality.filter_minus_ridge}")
+    print(
+        f"labels took {report.label_seconds:.0f} s of processor time, fitting and "
+        f"cross-validation {report.fit_seconds:.0f} s"
+    )
+    print(quality.advice())
+
+
+def _show_kept(pruned: "PrunedSpace", run: "RunFolder", seed: int) -> None:
+    """Print and draw how often each option is taken by what is kept, and by the whole bin."""
+    import numpy as np
+
+    from detofa.files import write_text
+    from detofa.path_filter.histograms import option_shares
+    from detofa.report.option_shares import option_shares_svg
+
+    shares = option_shares(pruned, np.random.default_rng([seed, 5]))
+    bins = pruned.bins
+    columns = ["choice", "option", *(bins.describe(index) for index in range(bins.count))]
+    rows: dict[tuple[str, str], list[str]] = {}
+    for share in shares:
+        cells = rows.setdefault((share.choice, share.option), [])
+        cells.append(f"{share.members:.0%} of {share.whole:.0%}")
+    show_table(
+        "How often an option is taken: of the paths kept, of the whole bin",
+        columns,
+        [[*key, *cells] for key, cells in rows.items()],
+    )
+    path = run.path_filter / "kept.svg"
+    try:
+        write_text(path, option_shares_svg(shares, bins))
+    except UserError as error:
+        print(f"no picture: {error}")
+    else:
+        print(f"wrote {path}")

@@ -1,0 +1,225 @@
+"""Fit a path filter on the paths of a supernet: evaluate labels, choose one, judge the rankers."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from detofa.errors import UserError
+from detofa.files import read_json, write_json
+from detofa.path_filter.bins import BudgetBins, Values
+from detofa.path_filter.drawing import Cost, draw_per_bin
+from detofa.path_filter.filter import PathFilter
+from detofa.path_filter.rank_quality import RankQuality, assess_rankers
+from detofa.path_filter.reliability import Reliability, choose_label, split_half_reliability
+from detofa.profiling.cost import macs_cost
+from detofa.profiling.table import LatencyTable
+from detofa.space import Genes, SearchSpace
+from detofa.train.evaluate import PathFigures
+from detofa.train.path_evaluations import PathEvaluations
+
+_KIND = "filter_report"
+_REMAKE = "`detofa filter`"
+_FEWEST_PER_BIN = 4  # two folds of two paths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """A cost, and the bins that divide it.
+
+    Attributes:
+        cost: Maps (N, num_genes) genes to (N,) costs.
+        bins: Ranges of it.
+    """
+
+    cost: Cost
+    bins: BudgetBins
+
+    @classmethod
+    def of(cls, space: SearchSpace, count: int, table: LatencyTable | None = None) -> "Budgets":
+        """Divide the whole range of a space by MACs, or by the latency of a table.
+
+        Raises:
+            UserError: no bins, or a table of another space.
+        """
+        if table is None:
+            cost: Cost = macs_cost(space)
+            low, high = cost(space.ends)
+            bins = BudgetBins.between(low, high, count, kind="macs")
+            return cls(cost=cost, bins=bins)
+        table.check(Path(table.file_name), space=space)
+        low, high = table.predict(space.ends)
+        bins = BudgetBins.between(
+            low,
+            high,
+            count,
+            kind="latency",
+            device=table.device.name,
+            table_sha256=table.sha256,
+        )
+        return cls(cost=table.predict, bins=bins)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterReport:
+    """How a path filter came about, and what it is worth.
+
+    Attributes:
+        quality: In-bin tau of the filter and of four others, for the label chosen.
+        reliability: Split-half reliability of each candidate label.
+        label_seconds: Processor time that the labels' evaluation took.
+        fit_seconds: Processor time of fitting and cross-validation.
+        bins: The budget bins.
+    """
+
+    quality: RankQuality
+    reliability: Mapping[str, Reliability]
+    label_seconds: float
+    fit_seconds: float
+    bins: BudgetBins
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON."""
+        reliability = {
+            name: {
+                "tau": found.tau.to_json(),
+                "noise": found.noise,
+                "num_archs": found.num_archs,
+            }
+            for name, found in self.reliability.items()
+        }
+        record = {
+            "quality": self.quality.to_json(),
+            "reliability": reliability,
+            "label_seconds": self.label_seconds,
+            "fit_seconds": self.fit_seconds,
+            "bins": self.bins.to_json(),
+            "advice": self.quality.advice(),
+        }
+        write_json(path, _KIND, record)
+
+
+def worth_pruning(path: Path) -> bool:
+    """Return what a saved report advises.
+
+    Raises:
+        UserError: missing or broken.
+    """
+    record: dict[str, Any] = read_json(path, _KIND, remake=_REMAKE)
+    return RankQuality.from_json(record.get("quality")).filter_is_worth_pruning_by
+
+
+def draw_paths_to_label(space: SearchSpace, budgets: Budgets, per_bin: int, seed: int) -> Genes:
+    """Draw distinct paths evenly over the bins: (B * per_bin, num_genes).
+
+    Raises:
+        UserError: fewer than the cross-validation needs, or a bin is starved.
+    """
+    if per_bin < _FEWEST_PER_BIN:
+        raise UserError(
+            f"a path filter needs at least {_FEWEST_PER_BIN} labels in every bin, got {per_bin}; "
+            "evaluate more, or use fewer bins"
+        )
+    rng = np.random.default_rng([seed, 2])
+    wanted = np.full(budgets.bins.count, per_bin)
+    drawn = draw_per_bin(space, budgets.cost, budgets.bins, rng, wanted, distinct=True)
+    return np.concatenate(drawn)
+
+
+def fit_filter(
+    space: SearchSpace,
+    genes: Genes,
+    evaluations: PathEvaluations,
+    budgets: Budgets,
+    *,
+    seed: int,
+    on_progress: Callable[[str, float], None] = lambda doing, share: None,
+) -> tuple[PathFilter, FilterReport]:
+    """Evaluate labels as far as they are not there yet, and fit a path filter on them.
+
+    Of AP and loss that one is the label which two halves of the images agree on best.
+
+    Args:
+        space: The search space.
+        genes: (N, num_genes) distinct paths to label.
+        evaluations: Evaluates them, or knows them already.
+        budgets: The cost and its bins.
+        seed: Decides folds, fits and bootstrap.
+        on_progress: Told what is being done, and the share done.
+
+    Raises:
+        UserError: fewer labels than a bin needs, or labels that are all alike.
+    """
+    figures = evaluations.of(
+        list(genes), lambda share: on_progress("evaluate labels", share), halves=True
+    )
+    on_progress("fit the path filter", 0.0)
+    with ThreadPoolExecutor(1, "fit") as pool:
+        fitted = pool.submit(_fit_on_one_thread, space, genes, figures, budgets, seed)
+        return fitted.result()
+
+
+def _fit_on_one_thread(
+    space: SearchSpace,
+    genes: Genes,
+    figures: Sequence[PathFigures],
+    budgets: Budgets,
+    seed: int,
+) -> tuple[PathFilter, FilterReport]:
+    torch.set_num_threads(1)  # of this thread: sharing such small tensors costs more than it gains
+    begin = time.thread_time()
+    costs = budgets.cost(genes)
+    index = budgets.bins.index(costs)
+    rng = np.random.default_rng([seed, 3])
+    reliability = {
+        name: split_half_reliability(*_half_labels(figures, name), index, rng)
+        for name in ("ap", "loss")
+    }
+    label = choose_label(reliability)
+    labels, noise = _labels(figures, label), reliability[label].noise
+    path_filter = PathFilter.fit(
+        space, genes, labels, costs, budgets.bins, seed=seed, label=label, noise=noise
+    )
+    quality = assess_rankers(
+        space,
+        genes,
+        labels,
+        costs,
+        macs_cost(space)(genes),
+        budgets.bins,
+        seed=seed,
+        label=label,
+        noise=noise,
+    )
+    report = FilterReport(
+        quality=quality,
+        reliability=reliability,
+        label_seconds=sum(path.seconds for path in figures),
+        fit_seconds=time.thread_time() - begin,
+        bins=budgets.bins,
+    )
+    return path_filter, report
+
+
+def _labels(figures: Sequence[PathFigures], label: str) -> Values:
+    """Return a label of each path, larger is better."""
+    if label == "ap":
+        return np.array([path.ap for path in figures])
+    first, second = _half_labels(figures, label)
+    return (first + second) / 2
+
+
+def _half_labels(figures: Sequence[PathFigures], label: str) -> tuple[Values, Values]:
+    """Return a label of each path on each half of the images, larger is better."""
+    sign = 1.0 if label == "ap" else -1.0
+    rows = []
+    for path in figures:
+        assert path.halves is not None
+        rows.append([sign * float(getattr(half, label)) for half in path.halves])
+    first, second = np.array(rows).T
+    return first, second

@@ -1,0 +1,123 @@
+"""Train by DetOFA, by plain once-for-all, or in a space pruned by chance."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from detofa.files import sha256_file
+from detofa.path_filter.pruned_space import PrunedSpace, cut_space, random_cut
+from detofa.profiling.table import LatencyTable, load_table
+from detofa.subnet import PostProcessing
+from detofa.supernet.detector import Supernet
+from detofa.train.config import TrainConfig
+from detofa.train.detection import DetectionTask
+from detofa.train.evaluate import evaluate_paths
+from detofa.train.filtering import Budgets, draw_paths_to_label, fit_filter, worth_pruning
+from detofa.train.path_evaluations import PathEvaluations
+from detofa.train.trainer import Observer, Trainer
+
+Progress = Callable[[str, float], None]
+
+
+def train_by_method(
+    trainer: Trainer,
+    observer: Observer,
+    should_stop: Callable[[], bool],
+    *,
+    tell: Callable[[str], None] = lambda text: None,
+    on_progress: Progress = lambda doing, share: None,
+) -> bool:
+    """Train to the last step by the method that the settings name.
+
+    `ofa` draws every step's random paths from the whole space. `detofa` does so up to the end of
+    the warm-up; then it evaluates labels, fits the path filter, prunes the space, and draws from
+    what is left. `random-pruned` prunes by chance at the same point, as a control.
+
+    Args:
+        trainer: A run of the detection task; it may resume.
+        observer: Told of every step and evaluation.
+        should_stop: Asked after every step.
+        tell: Given lines for the user.
+        on_progress: Told of the labels' evaluation.
+
+    Returns:
+        Whether the last step was reached; if not, the same run resumes.
+
+    Raises:
+        UserError: as `fit_filter` and `cut_space`.
+    """
+    config = trainer.config
+    if config.method == "ofa":
+        return trainer.train(observer, should_stop)
+    warm_up_end = round(config.filter.warm_up * config.steps)
+    if not trainer.train(observer, should_stop, until=warm_up_end):
+        return False
+    pruned = _pruned_space(trainer, tell, on_progress)
+    return trainer.train(observer, should_stop, paths=pruned)
+
+
+def budgets_of(trainer: Trainer) -> Budgets:
+    """Return the cost and the bins that a run's settings name."""
+    table: LatencyTable | None = None
+    if trainer.config.filter.table:
+        table = load_table(Path(trainer.config.filter.table), space=trainer.space)
+    return Budgets.of(trainer.space, trainer.config.filter.bins, table)
+
+
+def _pruned_space(
+    trainer: Trainer, tell: Callable[[str], None], on_progress: Progress
+) -> PrunedSpace | None:
+    """Return what is trained after the warm-up, made once a run; None for the whole space."""
+    config, run, space = trainer.config, trainer.run, trainer.space
+    budgets = budgets_of(trainer)
+    if run.pruned_space.is_file():
+        return PrunedSpace.load(run.pruned_space, space, budgets.cost)
+    if run.filter_report.is_file() and not _prunes(config, run.filter_report):
+        return None
+    if config.method == "random-pruned":
+        pruned = random_cut(
+            space, budgets.cost, budgets.bins, seed=config.seed, keep=config.filter.keep
+        )
+        pruned.save(run.pruned_space)
+        return pruned
+    genes = draw_paths_to_label(space, budgets, config.filter.labels_per_bin, config.seed)
+    tell(f"evaluating {len(genes)} paths for the path filter")
+    path_filter, report = fit_filter(
+        space, genes, _evaluations(trainer), budgets, seed=config.seed, on_progress=on_progress
+    )
+    report.save(run.filter_report)
+    tell(report.quality.advice())
+    path_filter.save(run.path_filter)
+    if not _prunes(config, run.filter_report):
+        tell("training goes on in the whole space")
+        return None
+    rng = np.random.default_rng([config.seed, 4])
+    pruned = cut_space(space, path_filter, budgets.cost, rng, keep=config.filter.keep)
+    pruned.save(run.pruned_space)
+    tell(f"training goes on with the best {config.filter.keep:.0%} of every bin")
+    return pruned
+
+
+def _prunes(config: TrainConfig, report: Path) -> bool:
+    return config.filter.prune == "always" or worth_pruning(report)
+
+
+def _evaluations(trainer: Trainer) -> PathEvaluations:
+    """Return the labels of the weights after the warm-up, kept apart from those of the last."""
+    task, supernet = trainer.task, trainer.averaged_supernet
+    assert isinstance(task, DetectionTask)
+    assert isinstance(supernet, Supernet)
+    return PathEvaluations(
+        path=trainer.run.path_filter / "labels.json",
+        space=trainer.space,
+        supernet_sha256=sha256_file(trainer.run.supernet),
+        evaluate=lambda archs, halves: evaluate_paths(
+            supernet,
+            archs,
+            task.recalibration,
+            task.validation,
+            PostProcessing(),
+            halves=halves,
+        ),
+    )
