@@ -78,9 +78,10 @@ class Ranking:
             if path_filter is None or math.isinf(budget.limit):
                 scores = predictor.predict(self.encode(genes))
             else:
-                scores = path_filter.score(genes, budget.limit)
+                costs = cost(genes)
+                scores = path_filter.score(genes, costs, budget.limit)
                 low, high = path_filter.bins.edges[:2]
-                outside |= cost(genes) <= budget.limit * low / high
+                outside |= costs <= budget.limit * low / high
             return scores - _OUTSIDE * outside
 
         return score

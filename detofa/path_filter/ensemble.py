@@ -18,8 +18,8 @@ _LAST_RATE = 0.02  # learning rate of the last step, as a share of the first
 class FilterSettings:
     """Settings of a path filter's fit.
 
-    The defaults did best, of those tried, on labels made up for the `lite0` space: 60 or 120 of
-    them, with noise of 0.3 to 1 times the spread inside a bin.
+    The defaults were chosen on labels made up for the `lite0` space: 60 or 120 of them, with noise
+    of 0.3 to 1 times the spread inside a bin.
 
     Attributes:
         members: Rankers of the ensemble.

@@ -105,10 +105,10 @@ class PathFilter:
         assert costs.shape == labels.shape, (costs.shape, labels.shape)
         index = bins.index(costs)
         _check_labels(labels, index, bins)
-        raw = _features(space, genes)
+        compact = _compact(space, bins, genes, costs)
+        raw = _features(space, genes, compact)
         means, scales = raw.mean(axis=0), _scales(space, raw, settings)
         pairs = compare_labels(labels, index, bins, noise=noise, tolerance=settings.tolerance)
-        compact = _compact(space, genes)
         budgets, item_budgets = (
             _scaled_budgets(bins, bins.upper(places)) for places in (index, pairs.bins)
         )
@@ -138,12 +138,13 @@ class PathFilter:
             ensemble=ensemble,
         )
 
-    def score(self, genes: Genes, budgets: Values | float) -> Values:
+    def score(self, genes: Genes, costs: Values, budgets: Values | float) -> Values:
         """Score archs as candidates for a budget; compare scores of one budget only.
 
         Args:
             genes: (N, num_genes).
-            budgets: (N,) or one for all, in the bins' unit.
+            costs: (N,) what they cost.
+            budgets: (N,) or one for all, in the unit of costs and bins.
 
         Returns:
             (N,) larger is better; the difference of two is the log-odds of their order.
@@ -153,19 +154,20 @@ class PathFilter:
         for start in range(0, len(genes), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             budgets_at = _scaled_budgets(self.bins, limits[rows])
-            features = torch.from_numpy(_features(self.space, genes[rows]))
+            compact = _compact(self.space, self.bins, genes[rows], costs[rows])
+            features = torch.from_numpy(_features(self.space, genes[rows], compact))
             added = self.ensemble.scores(
                 (features - self.means) * self.scales,
                 torch.from_numpy(budgets_at)[:, None],
                 self.settings.interaction_scale,
             )
-            linear = self.linear.log_odds(_compact(self.space, genes[rows]), budgets_at)
+            linear = self.linear.log_odds(compact, budgets_at)
             scores[rows] = linear + added.mean(0).numpy()
         return scores
 
     def score_in_bin(self, genes: Genes, costs: Values) -> Values:
         """Score archs at the budget of their own bin: (N, num_genes) and (N,) costs to (N,)."""
-        return self.score(genes, self.bins.upper(self.bins.index(costs)))
+        return self.score(genes, costs, self.bins.upper(self.bins.index(costs)))
 
     # ---- files ----------------------------------------------------------------------------
 
@@ -258,13 +260,16 @@ def _check_labels(labels: Values, index: Indices, bins: BudgetBins) -> None:
         )
 
 
-def _features(space: SearchSpace, genes: Genes) -> Values:
-    """Return the compact and the one-hot encoding side by side: (N, num_genes) to (N, D)."""
-    return np.concatenate([_compact(space, genes), space.encode_one_hot(genes)], axis=1)
+def _compact(space: SearchSpace, bins: BudgetBins, genes: Genes, costs: Values) -> Values:
+    """Return the compact encoding and the place of the cost among all bins, 0 to 1: (N, C)."""
+    low, high = bins.edges[0], bins.edges[-1]
+    place = np.log(costs / low) / np.log(high / low)
+    return np.concatenate([space.encode_compact(genes), place[:, None]], axis=1)
 
 
-def _compact(space: SearchSpace, genes: Genes) -> Values:
-    return space.encode_compact(genes).astype(np.float64)
+def _features(space: SearchSpace, genes: Genes, compact: Values) -> Values:
+    """Return the compact and the one-hot encoding side by side: (N, D)."""
+    return np.concatenate([compact, space.encode_one_hot(genes)], axis=1)
 
 
 def _scales(space: SearchSpace, raw: Values, settings: FilterSettings) -> Values:

@@ -12,9 +12,10 @@ from detofa.path_filter.pairs import Pairs
 from detofa.path_filter.records import REMAKE, fields_of, is_finite
 from detofa.predictor import RidgePredictor
 
-_FOLDS = 5
-_FEWEST_LABELS = 2 * _FOLDS  # to choose by
-_MARGINS = {"encoding": 0.0, "budget": 0.0, "products": 0.05}  # of a pair's loss, to be worth it
+_FOLDS = 4
+_DIVISIONS = 3  # into folds
+_FEWEST_LABELS = 10  # to choose by
+_MARGINS = {"encoding": 0.0, "budget": 0.01, "products": 0.08}  # of a pair's loss, to be worth it
 _LEAST_ERROR = 0.01  # of the ridge, in standard deviations of the labels
 
 Terms = Literal["encoding", "budget", "products"]
@@ -23,7 +24,7 @@ Terms = Literal["encoding", "budget", "products"]
 
 @dataclass(frozen=True, kw_only=True)
 class LinearScore:
-    """A ridge on the compact encoding and perhaps more.
+    """A ridge on the compact encoding, with the cost in it, and perhaps more.
 
     With the encoding alone, differences between bins teach what an option is worth. With the
     budget, they do not, as the budget explains them. With the products, what an option is worth
@@ -87,18 +88,22 @@ def fit_linear_score(
     """
     if len(labels) < _FEWEST_LABELS:
         return _fit(compact, budgets, labels, "encoding")
-    folds = rng.permutation(len(labels)) % _FOLDS
-    losses: dict[Terms, float] = {}
-    for terms in get_args(Terms):
-        scores = np.empty(len(item_budgets))
-        for fold in range(_FOLDS):
-            kept, items = folds != fold, folds[pairs.archs] == fold
-            fitted = _fit(compact[kept], budgets[kept], labels[kept], terms)
-            scores[items] = fitted.log_odds(compact[pairs.archs[items]], item_budgets[items])
-        against = scores[pairs.worse] - scores[pairs.better]
-        losses[terms] = float(pairs.weights @ np.logaddexp(0, against)) + _MARGINS[terms]
-    best: Terms = min(losses, key=losses.__getitem__)
-    return _fit(compact, budgets, labels, best)
+    losses: dict[Terms, float] = {terms: _MARGINS[terms] for terms in get_args(Terms)}
+    for _ in range(_DIVISIONS):
+        folds = rng.permutation(len(labels)) % _FOLDS
+        item_folds = folds[pairs.archs]
+        # Scores of two fits have no common scale, so both archs of a pair must be of one fold.
+        weights = pairs.weights * (item_folds[pairs.better] == item_folds[pairs.worse])
+        weights /= max(float(weights.sum()), 1e-9) * _DIVISIONS
+        for terms in losses:
+            scores = np.empty(len(item_budgets))
+            for fold in range(_FOLDS):
+                kept, items = folds != fold, item_folds == fold
+                fitted = _fit(compact[kept], budgets[kept], labels[kept], terms)
+                scores[items] = fitted.log_odds(compact[pairs.archs[items]], item_budgets[items])
+            against = scores[pairs.worse] - scores[pairs.better]
+            losses[terms] += float(weights @ np.logaddexp(0, against))
+    return _fit(compact, budgets, labels, min(losses, key=losses.__getitem__))
 
 
 def _fit(compact: Values, budgets: Values, labels: Values, terms: Terms) -> LinearScore:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from detofa.errors import UserError
 from detofa.path_filter.agreement import Comparisons
 from detofa.path_filter.bins import BudgetBins
-from detofa.path_filter.ensemble import FilterSettings
+from detofa.path_filter.ensemble import Ensemble, FilterSettings
 from detofa.path_filter.filter import PathFilter
 from detofa.path_filter.pairs import compare_labels
 from detofa.presets import preset
@@ -26,8 +27,8 @@ def in_bin_tau(scores, problem, labels):
 def test_a_rule_that_macs_cannot_rank_is_learnt_inside_bins():
     truth = UNSEEN.truth(UNSEEN.genes)
     fitted = PROBLEM.fit()
-    tau = in_bin_tau(fitted.score_in_bin(UNSEEN.genes, UNSEEN.costs), UNSEEN, truth)
-    assert tau > 0.6
+    assert fitted.linear.terms == "budget"
+    assert in_bin_tau(fitted.score_in_bin(UNSEEN.genes, UNSEEN.costs), UNSEEN, truth) > 0.85
     assert abs(in_bin_tau(UNSEEN.costs, UNSEEN, truth)) < 0.25
 
 
@@ -37,8 +38,35 @@ def test_a_rule_that_turns_round_with_the_budget_is_learnt():
         return np.where(small, 1, -1) * problem.truth(problem.genes)
 
     fitted = PROBLEM.fit(turning(PROBLEM))
+    assert fitted.linear.terms == "products"
     scores = fitted.score_in_bin(UNSEEN.genes, UNSEEN.costs)
-    assert in_bin_tau(scores, UNSEEN, turning(UNSEEN)) > 0.4
+    assert in_bin_tau(scores, UNSEEN, turning(UNSEEN)) > 0.5
+
+
+def test_a_label_that_goes_by_the_cost_is_learnt_from_all_bins():
+    fitted = PROBLEM.fit(np.log(PROBLEM.costs))
+    assert fitted.linear.terms == "encoding"
+    scores = fitted.score_in_bin(UNSEEN.genes, UNSEEN.costs)
+    assert in_bin_tau(scores, UNSEEN, UNSEEN.costs) > 0.95
+
+
+def test_the_ensemble_learns_of_many_labels_what_two_choices_are_worth_together():
+    def alike(problem):
+        return (problem.genes[:, 1] == problem.genes[:, 2]).astype(float)
+
+    large = Problem(per_bin=60, seed=2)
+    fitted = large.fit(alike(large), settings=FilterSettings(penalty=1.0))
+    silent = {name: torch.zeros_like(value) for name, value in fitted.ensemble.tensors().items()}
+    linear = dataclasses.replace(fitted, ensemble=Ensemble(**silent))
+    whole, part, perfect = (
+        in_bin_tau(scores, UNSEEN, alike(UNSEEN))
+        for scores in (
+            fitted.score_in_bin(UNSEEN.genes, UNSEEN.costs),
+            linear.score_in_bin(UNSEEN.genes, UNSEEN.costs),
+            alike(UNSEEN),
+        )
+    )
+    assert whole > part + 0.2 * perfect
 
 
 def test_same_seed_gives_the_same_scores_and_the_global_generator_is_left_alone():
@@ -55,23 +83,23 @@ def test_the_score_depends_on_the_budget_and_its_own_bin_is_the_default():
     fitted = PROBLEM.fit()
     budgets = PROBLEM.bins.upper(PROBLEM.bins.index(PROBLEM.costs))
     own = fitted.score_in_bin(PROBLEM.genes, PROBLEM.costs)
-    np.testing.assert_array_equal(own, fitted.score(PROBLEM.genes, budgets))
-    assert not np.allclose(own, fitted.score(PROBLEM.genes, PROBLEM.bins.edges[1]))
+    np.testing.assert_array_equal(own, fitted.score(PROBLEM.genes, PROBLEM.costs, budgets))
+    assert not np.allclose(own, fitted.score(PROBLEM.genes, PROBLEM.costs, PROBLEM.bins.edges[1]))
 
 
 def test_scores_of_many_archs_equal_those_of_each(monkeypatch):
     fitted = PROBLEM.fit()
-    together = fitted.score(UNSEEN.genes, 1e7)
+    together = fitted.score(UNSEEN.genes, UNSEEN.costs, 1e7)
     monkeypatch.setattr("detofa.path_filter.filter._ROWS_AT_ONCE", 7)
-    np.testing.assert_allclose(fitted.score(UNSEEN.genes, 1e7), together, rtol=1e-12)
-    assert fitted.score(UNSEEN.genes[:0], 1e7).shape == (0,)
+    np.testing.assert_allclose(fitted.score(UNSEEN.genes, UNSEEN.costs, 1e7), together, rtol=1e-12)
+    assert fitted.score(UNSEEN.genes[:0], UNSEEN.costs[:0], 1e7).shape == (0,)
 
 
 def test_labels_of_any_scale_are_ranked_alike():
     scaled = Problem(noise=100 * PROBLEM.noise).fit(100 * PROBLEM.labels - 40)
     np.testing.assert_allclose(
-        np.diff(scaled.score(UNSEEN.genes, 1e7)),
-        np.diff(PROBLEM.fit().score(UNSEEN.genes, 1e7)),
+        np.diff(scaled.score(UNSEEN.genes, UNSEEN.costs, 1e7)),
+        np.diff(PROBLEM.fit().score(UNSEEN.genes, UNSEEN.costs, 1e7)),
         atol=1e-6,
     )
 
