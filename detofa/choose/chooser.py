@@ -48,7 +48,7 @@ Values = NDArray[np.float64]
 Progress = Callable[[str, float], None]
 _BYTES_OF_PARAMETER = 4
 _SPARE = 0.95  # of a latency budget: some finalist should turn out to fit
-_SPEED_TO_TELL = 0.05  # smaller changes of speed are ordinary: LATENCY.md saw up to 4 %
+_SPEED_TO_TELL = 0.05  # smaller changes of speed are ordinary
 
 
 class Chooser:
