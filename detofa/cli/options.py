@@ -25,6 +25,17 @@ ImageSizes = Annotated[
     ),
 ]
 
+RunName = Annotated[
+    str | None, typer.Option("--name", help="Name of the run.  [default: data and space]")
+]
+Space = Annotated[str | None, typer.Option(help="Search space; see `detofa space show`.")]
+TrainSeed = Annotated[int | None, typer.Option(min=0, help="Decides weights and batches.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak rate of AdamW.")]
+TrainDevice = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+TrainThreads = Annotated[int | None, typer.Option(min=1, help="Threads.  [default: all cores]")]
+
 
 def parsed(parse: Callable[[str], Value], text: str, option: str) -> Value:
     """Return what `parse` makes of an option's text; what it refuses is wrong usage.

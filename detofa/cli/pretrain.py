@@ -5,16 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detofa.cli.options import ImageSizes, image_sizes
-from detofa.cli.runs import saved_step
-from detofa.cli.training import (
-    STOPPED,
-    find_place,
-    resolve,
-    run_training,
-    torch_device,
-    usable_cores,
+from detofa.cli.options import (
+    BatchSize,
+    ImageSizes,
+    LearningRate,
+    RunName,
+    Space,
+    Steps,
+    TrainDevice,
+    TrainSeed,
+    TrainThreads,
+    image_sizes,
 )
+from detofa.cli.training import find_place, resolve, run_training, show_size, use_threads
 
 if TYPE_CHECKING:
     from detofa.train.classification import ClassificationTask
@@ -26,13 +29,9 @@ def pretrain(
         str | None,
         typer.Option(help="An image folder (train/CLASS/, val/CLASS/), or a tar.", metavar="DIR"),
     ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the run.  [default: data and space]")
-    ] = None,
+    name: RunName = None,
     recipe: Annotated[str, typer.Option(help="pretrain, or a TOML file of settings.")] = "pretrain",
-    space: Annotated[
-        str | None, typer.Option(help="Search space; see `detofa space show`.")
-    ] = None,
+    space: Space = None,
     image_size: ImageSizes = None,
     init: Annotated[
         str | None,
@@ -41,14 +40,12 @@ def pretrain(
             "classifier.safetensors."
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Decides weights and batches.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak rate of AdamW.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads.  [default: all cores]")
-    ] = None,
+    seed: TrainSeed = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    device: TrainDevice = "auto",
+    threads: TrainThreads = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out broken images instead of stopping.")
     ] = False,
@@ -73,18 +70,13 @@ def pretrain(
     }
     config = resolve(
         recipe,
-        {key: value for key, value in flags.items() if value is not None},
+        flags,
         {"pretrain": recipes.pretrain},
     )
-
-    import torch
-
-    torch.set_num_threads(threads or usable_cores())
+    use_threads(threads)
     run = find_place(name, config)
     task = _load_task(config, run.path / "data", skip_bad)
-    if not run_training(config, task, run, torch_device(device)):
-        print(f"stopped at step {saved_step(run)}; the same command resumes")
-        raise typer.Exit(STOPPED)
+    run_training(config, task, run, device)
     print(f"{run.path} is trained; next: `detofa train --init {run.classifier} --data DIR`")
 
 
@@ -131,8 +123,5 @@ def _load_task(config: "TrainConfig", folder: Path, skip_bad: bool) -> "Classifi
     root = unpacked(Path(config.data), folder)
     training = load_image_folder(root, "train", skip_bad=skip_bad)
     validation = load_image_folder(root, "val", categories=training.categories, skip_bad=skip_bad)
-    print(
-        f"{root}: {len(training.images)} training and {len(validation.images)} validation images, "
-        f"{len(training.categories)} classes"
-    )
+    show_size(training, validation)
     return ClassificationTask(config, train=training, validation=validation)

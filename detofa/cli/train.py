@@ -5,16 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detofa.cli.options import ImageSizes, image_sizes
-from detofa.cli.runs import saved_step
-from detofa.cli.training import (
-    STOPPED,
-    find_place,
-    resolve,
-    run_training,
-    torch_device,
-    usable_cores,
+from detofa.cli.options import (
+    BatchSize,
+    ImageSizes,
+    LearningRate,
+    RunName,
+    Space,
+    Steps,
+    TrainDevice,
+    TrainSeed,
+    TrainThreads,
+    image_sizes,
 )
+from detofa.cli.training import find_place, resolve, run_training, show_size, use_threads
 
 if TYPE_CHECKING:
     from detofa.train.config import TrainConfig
@@ -23,15 +26,11 @@ if TYPE_CHECKING:
 
 def train(
     data: Annotated[str | None, typer.Option(help="The data set's folder.", metavar="DIR")] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the run.  [default: data and space]")
-    ] = None,
+    name: RunName = None,
     recipe: Annotated[
         str, typer.Option(help="default, bccd, demo, or a TOML file of settings.")
     ] = "default",
-    space: Annotated[
-        str | None, typer.Option(help="Search space; see `detofa space show`.")
-    ] = None,
+    space: Space = None,
     image_size: ImageSizes = None,
     init: Annotated[
         str | None,
@@ -44,14 +43,12 @@ def train(
         str | None,
         typer.Option(help="ofa: all paths alike; detofa: those that the path filter keeps."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Decides weights and batches.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak rate of AdamW.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads.  [default: all cores]")
-    ] = None,
+    seed: TrainSeed = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    device: TrainDevice = "auto",
+    threads: TrainThreads = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out faulty images instead of stopping.")
     ] = False,
@@ -75,19 +72,13 @@ def train(
     }
     config = resolve(
         recipe,
-        {key: value for key, value in flags.items() if value is not None},
+        flags,
         {"default": recipes.default, "bccd": recipes.bccd, "demo": recipes.demo},
     )
-
-    import torch
-
-    torch.set_num_threads(threads or usable_cores())
+    use_threads(threads)
     task = _load_task(config, skip_bad)
     run = find_place(name, config)
-    finished = run_training(config, task, run, torch_device(device))
-    if not finished:
-        print(f"stopped at step {saved_step(run)}; the same command resumes")
-        raise typer.Exit(STOPPED)
+    run_training(config, task, run, device)
     print(f"{run.path} is trained; next: `detofa profile`, then `detofa search --latency 10ms`")
 
 
@@ -103,8 +94,5 @@ def _load_task(config: "TrainConfig", skip_bad: bool) -> "DetectionTask":
         print(f"{fault.severity}: {fault}")
     if len(faults) > 5:
         print(f"and {len(faults) - 5} more: `detofa data check {root}`")
-    print(
-        f"{root}: {len(training.images)} training and {len(validation.images)} validation images, "
-        f"{len(training.categories)} classes"
-    )
+    show_size(training, validation)
     return DetectionTask(config, train=training, validation=validation)

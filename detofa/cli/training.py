@@ -19,14 +19,13 @@ from detofa.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from detofa.data.dataset import DetectionDataset
     from detofa.train.config import TrainConfig
     from detofa.train.run import RunFolder
     from detofa.train.task import Task
     from detofa.train.trainer import Observer
 
-STOPPED = 130
-"""The exit code of a program that Ctrl-C ended, as shells have it."""
-
+_STOPPED = 130  # what a shell says of a program that Ctrl-C ended
 _SECONDS_BETWEEN_LINES = 10.0
 _LITE0 = "efficientnet-lite0"
 _FIGURES = {"ap": "AP", "ap50": "AP50", "accuracy": "accuracy"}
@@ -35,7 +34,7 @@ _FIGURES = {"ap": "AP", "ap50": "AP50", "accuracy": "accuracy"}
 def resolve(
     recipe: str, flags: Mapping[str, Any], built_in: Mapping[str, Callable[[Path], "TrainConfig"]]
 ) -> "TrainConfig":
-    """Return the settings of a recipe's name or file, with flags over them.
+    """Return the settings of a recipe's name or file, with the flags that were given over them.
 
     A file changes the first of the built-in recipes.
     """
@@ -53,10 +52,10 @@ def resolve(
         given = read_recipe(Path(recipe))
         build = next(iter(built_in.values()))
     source = f"recipe {recipe}"
-    data = flags.get("data", given.get("data"))
+    given |= {key: value for key, value in flags.items() if value is not None}
+    data = given.get("data")
     if data is None:
         raise typer.BadParameter("name the data set's folder", param_hint="--data")
-    given = {**given, **flags}
     base = build(Path(data)).to_json()
     merged = {**base, **given}
     for key, value in given.items():
@@ -145,7 +144,7 @@ def _differences(earlier: "TrainConfig", wanted: "TrainConfig") -> str:
     )
 
 
-def torch_device(name: str) -> "torch.device":
+def _torch_device(name: str) -> "torch.device":
     """Return the device that a user named; `auto` takes a GPU where there is one.
 
     Raises:
@@ -169,15 +168,33 @@ def torch_device(name: str) -> "torch.device":
     return device
 
 
-def run_training(
-    config: "TrainConfig", task: "Task", run: "RunFolder", device: "torch.device"
-) -> bool:
-    """Train; return whether the last step was reached."""
+def use_threads(threads: int | None) -> None:
+    """Let PyTorch use so many processor threads; all that there are if None."""
+    import torch
+
+    torch.set_num_threads(threads or _usable_cores())
+
+
+def show_size(training: "DetectionDataset", validation: "DetectionDataset") -> None:
+    """Print how much there is to learn from."""
+    print(
+        f"{training.root}: {len(training.images)} training and {len(validation.images)} "
+        f"validation images, {len(training.categories)} classes"
+    )
+
+
+def run_training(config: "TrainConfig", task: "Task", run: "RunFolder", device: str) -> None:
+    """Train to the last step, on a device that a user named.
+
+    Raises:
+        typer.Exit: Ctrl-C stopped it; the same command resumes.
+        UserError: no such device, or as `train_by_method`.
+    """
     from detofa.train.method import train_by_method
     from detofa.train.run import command_line
     from detofa.train.trainer import Trainer
 
-    trainer = Trainer(config, task, run, device)
+    trainer = Trainer(config, task, run, _torch_device(device))
     run.path.mkdir(parents=True, exist_ok=True)
     config.save(run.config)
     run.write_environment(command_line())
@@ -187,7 +204,10 @@ def run_training(
     watching: _Bar | _Lines
     watching = _Bar(first, config.steps) if sys.stdout.isatty() else _Lines(first)
     with watching as observer, _stop_asked() as asked:
-        return train_by_method(trainer, observer, lambda: bool(asked), tell=watching.tell)
+        finished = train_by_method(trainer, observer, lambda: bool(asked), tell=watching.tell)
+    if not finished:
+        print(f"stopped at step {saved_step(run)}; the same command resumes")
+        raise typer.Exit(_STOPPED)
 
 
 @contextlib.contextmanager
@@ -208,8 +228,7 @@ def _stop_asked() -> Iterator[list[bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
+def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
