@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from detofa.errors import UserError
+from detofa.space import Genes, SearchSpace
 
 MIN_LABELS = 3
 _REGULARISATIONS = np.logspace(4, -4, 33)  # per label, on columns of unit variance
@@ -114,12 +115,28 @@ class RidgePredictor:
             )
         weights, count = record["weights"], record["num_labels"]
         numbers = [record[name] for name in names - {"weights", "num_labels"}]
-        if not isinstance(weights, list) or not all(map(_is_finite, [*weights, *numbers])):
+        if not isinstance(weights, list) or not all(map(is_finite, [*weights, *numbers])):
             raise UserError(f"a predictor is made of finite numbers, got {record!r}; {_REMAKE}")
         if type(count) is not int or count < MIN_LABELS:
             raise UserError(f"num_labels of a predictor is {count!r}; {_REMAKE}")
         fields = {name: float(record[name]) for name in names - {"weights", "num_labels"}}
         return cls(weights=tuple(map(float, weights)), num_labels=count, **fields)
+
+
+def encode_paths(
+    space: SearchSpace, genes: Genes, macs: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return what a predictor of a path's AP sees: its compact encoding and the log of its MACs.
+
+    Args:
+        space: The search space.
+        genes: (N, num_genes).
+        macs: (N,) multiply-accumulates.
+
+    Returns:
+        (N, D).
+    """
+    return np.concatenate([space.encode_compact(genes), np.log(macs)[:, None]], axis=1)
 
 
 def _choose(
@@ -163,5 +180,6 @@ def _kendall_tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> flo
     return float(kendalltau(first, second).statistic)
 
 
-def _is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
+    """Tell whether a JSON value is a number, and of a size that can be calculated with."""
     return type(value) in (int, float) and bool(abs(value) < 1e300)

@@ -5,21 +5,20 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from detofa.choose.records import Budget
 from detofa.errors import UserError
+from detofa.path_filter.bins import Values
+from detofa.path_filter.drawing import Cost
 from detofa.path_filter.filter import PathFilter
 from detofa.path_filter.pruned_space import PrunedSpace
-from detofa.predictor import RidgePredictor
+from detofa.predictor import RidgePredictor, encode_paths
 from detofa.profiling.cost import macs_cost
 from detofa.profiling.table import LatencyTable
 from detofa.space import Genes, SearchSpace
 from detofa.train.evaluate import PathFigures
 from detofa.train.run import RunFolder
 
-Values = NDArray[np.float64]
-Cost = Callable[[Genes], Values]
 _LABEL_BINS = 4
 _OUTSIDE = 1e6  # taken from the score of what should not be chosen
 
@@ -60,8 +59,7 @@ class Ranking:
 
     def encode(self, genes: Genes) -> Values:
         """Return what the predictor sees of paths: (N, D)."""
-        log_macs = np.log(self.macs(genes))[:, None]
-        return np.concatenate([self.space.encode_compact(genes), log_macs], axis=1)
+        return encode_paths(self.space, genes, self.macs(genes))
 
     def score(
         self, predictor: RidgePredictor, budget: Budget, cost: Cost

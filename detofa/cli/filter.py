@@ -71,11 +71,11 @@ def fit(
         pruned = cut_space(chooser.space, path_filter, budgets.cost, rng, keep=keep)
     _report(report)
     if _is_new(found):
-        path_filter.save(found.path_filter)
         report.save(found.filter_report)
         if report.quality.filter_is_worth_pruning_by:
-            pruned.save(found.pruned_space)
+            pruned.save(found.pruned_space)  # and the filter beside it
         else:
+            path_filter.save(found.path_filter)
             found.pruned_space.unlink(missing_ok=True)
         print(f"wrote {found.path_filter}/")
     if show:

@@ -12,11 +12,11 @@ import numpy as np
 
 from detofa.data.dataset import Category, DetectionDataset
 from detofa.data.records import (
-    IMAGE_SUFFIXES,
     Fault,
     ImageRecord,
     canonical_split,
     first_names,
+    images_in,
     subfolders,
 )
 from detofa.errors import UserError
@@ -62,7 +62,7 @@ def load_image_folder(
     images: list[ImageRecord] = []
     faults: list[Fault] = []
     for path in classes:
-        for file in sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES):
+        for file in images_in(path):
             try:
                 images.append(_whole_image(file, labels[path.name], len(images) + 1))
             except UserError as error:

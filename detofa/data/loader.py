@@ -206,9 +206,15 @@ def calibration_images(
         (N, 3, H, W) float32.
     """
     chosen = np.random.default_rng(seed).permutation(len(dataset.images))[:count]
+    return network_inputs([dataset.images[index] for index in chosen], image_size, preprocessing)
+
+
+def network_inputs(
+    records: Sequence[ImageRecord], image_size: tuple[int, int], preprocessing: Preprocessing
+) -> Tensor:
+    """Read images, letterboxed and normalised, not augmented: (N, 3, H, W) float32."""
     inputs = [
-        letterbox(read_image(dataset.images[index].path), image_size, preprocessing.fill)[0]
-        for index in chosen
+        letterbox(read_image(record.path), image_size, preprocessing.fill)[0] for record in records
     ]
     return torch.from_numpy(preprocessing.normalise(np.stack(inputs)))
 

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from detofa.errors import UserError
 from detofa.path_filter.bins import Indices, Values
-from detofa.path_filter.records import REMAKE, fields_of, is_finite
+from detofa.path_filter.records import REMAKE, fields_of
+from detofa.predictor import is_finite
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95

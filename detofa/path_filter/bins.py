@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
-from detofa.path_filter.records import fields_of, is_finite, tuple_of
+from detofa.path_filter.records import fields_of, tuple_of
+from detofa.predictor import is_finite
 from detofa.units import format_count
 
 Kind = Literal["macs", "latency"]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from detofa.errors import UserError
 from detofa.path_filter.pairs import Pairs
-from detofa.path_filter.records import is_finite
+from detofa.predictor import is_finite
 
 _LAST_RATE = 0.02  # learning rate of the last step, as a share of the first
 

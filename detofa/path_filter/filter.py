@@ -18,7 +18,8 @@ from detofa.path_filter.bins import BudgetBins, Indices, Values
 from detofa.path_filter.ensemble import Ensemble, FilterSettings, fit_ensemble
 from detofa.path_filter.linear_score import LinearScore, fit_linear_score
 from detofa.path_filter.pairs import compare_labels
-from detofa.path_filter.records import REMAKE, fields_of, is_finite
+from detofa.path_filter.records import REMAKE, fields_of
+from detofa.predictor import is_finite
 from detofa.space import Genes, SearchSpace
 
 KIND = "path_filter"

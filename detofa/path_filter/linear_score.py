@@ -9,8 +9,8 @@ import numpy as np
 from detofa.errors import UserError
 from detofa.path_filter.bins import Values
 from detofa.path_filter.pairs import Pairs
-from detofa.path_filter.records import REMAKE, fields_of, is_finite
-from detofa.predictor import RidgePredictor
+from detofa.path_filter.records import REMAKE, fields_of
+from detofa.predictor import RidgePredictor, is_finite
 
 _FOLDS = 4
 _DIVISIONS = 3  # into folds

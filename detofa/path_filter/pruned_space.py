@@ -14,7 +14,8 @@ from detofa.path_filter.bins import BudgetBins, Indices, Values
 from detofa.path_filter.drawing import MAX_DRAWS, Cost, draw_per_bin
 from detofa.path_filter.filter import PathFilter
 from detofa.path_filter.random_filter import RandomFilter
-from detofa.path_filter.records import REMAKE, fields_of, is_finite, tuple_of
+from detofa.path_filter.records import REMAKE, fields_of, tuple_of
+from detofa.predictor import is_finite
 from detofa.space import Genes, SearchSpace
 
 KIND = "pruned_space"

@@ -12,14 +12,15 @@ from detofa.path_filter.agreement import Comparisons, Estimate, draw_within_bins
 from detofa.path_filter.bins import BudgetBins, Indices, Values
 from detofa.path_filter.ensemble import FilterSettings
 from detofa.path_filter.filter import PathFilter
-from detofa.path_filter.records import REMAKE, fields_of, is_finite, tuple_of
+from detofa.path_filter.records import REMAKE, fields_of, tuple_of
 from detofa.path_filter.regressor import fit_regressor
-from detofa.predictor import RidgePredictor
+from detofa.predictor import RidgePredictor, encode_paths, is_finite
 from detofa.space import Genes, SearchSpace
 
 RANKERS = ("filter", "macs", "ridge", "regressor", "random")
 _MOST_FOLDS = 5
-_FEWEST_PER_BIN = 4  # two folds of two: a pair needs both of its archs in one fold
+FEWEST_PER_BIN = 4
+"""Labels that a bin needs: two folds of two, as a pair needs both of its archs in one fold."""
 
 _Rows = NDArray[np.intp]
 
@@ -222,8 +223,7 @@ def _by_macs(problem: _Problem, train: _Rows, test: _Rows, seed: int) -> Values:
 
 
 def _by_ridge(problem: _Problem, train: _Rows, test: _Rows, seed: int) -> Values:
-    compact = problem.space.encode_compact(problem.genes)
-    encoding = np.concatenate([compact, np.log(problem.macs)[:, None]], axis=1)
+    encoding = encode_paths(problem.space, problem.genes, problem.macs)
     return RidgePredictor.fit(encoding[train], problem.labels[train]).predict(encoding[test])
 
 
@@ -250,10 +250,10 @@ def _num_folds(index: Indices, bins: BudgetBins) -> int:
     """Return as many folds as leave two archs of every bin in each, up to five."""
     counts = np.bincount(index, minlength=bins.count)
     fewest = int(np.argmin(counts))
-    if counts[fewest] < _FEWEST_PER_BIN:
+    if counts[fewest] < FEWEST_PER_BIN:
         raise UserError(
             f"{bins.describe(fewest)} has {counts[fewest]} labels, cross-validation needs at least "
-            f"{_FEWEST_PER_BIN} in every bin; evaluate more archs there, or use fewer bins"
+            f"{FEWEST_PER_BIN} in every bin; evaluate more archs there, or use fewer bins"
         )
     return min(_MOST_FOLDS, int(counts[fewest]) // 2)
 

@@ -36,8 +36,3 @@ def fields_of(record: Any, names: Iterable[str], what: str) -> dict[str, Any]:
 def tuple_of(value: Any) -> Any:
     """Return a JSON list as a tuple, and anything else as it is, for its owner to refuse."""
     return tuple(value) if isinstance(value, list) else value
-
-
-def is_finite(value: Any) -> bool:
-    """Tell whether a JSON value is a number, and of a size that can be calculated with."""
-    return type(value) in (int, float) and bool(abs(value) < 1e300)

@@ -3,13 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from detofa.arch import Arch
-from detofa.data.loader import Batch
-from detofa.imaging import letterbox, read_image
+from detofa.data.loader import Batch, network_inputs
 from detofa.supernet.classifier import ClassifierSupernet
 from detofa.supernet.sharing import WeightSharing
 from detofa.train.evaluate import extract_recalibrated
@@ -46,11 +44,7 @@ class ClassificationTask(Task):
         right = 0
         for start in range(0, len(images), _BATCH_SIZE):
             records = images[start : start + _BATCH_SIZE]
-            pixels = [
-                letterbox(read_image(record.path), arch.image_size, self.preprocessing.fill)[0]
-                for record in records
-            ]
-            inputs = torch.from_numpy(self.preprocessing.normalise(np.stack(pixels)))
+            inputs = network_inputs(records, arch.image_size, self.preprocessing)
             logits = classifier(inputs.to(device, memory_format=torch.channels_last))
             labels = torch.tensor([int(record.labels[0]) for record in records])
             right += int((logits.argmax(dim=1).cpu() == labels).sum())

@@ -12,6 +12,7 @@ import tomli_w
 from detofa.data.transforms import Augmentation
 from detofa.errors import UserError
 from detofa.files import write_text
+from detofa.path_filter.rank_quality import FEWEST_PER_BIN
 from detofa.supernet.loss import LossWeights
 
 METHODS = ("ofa", "detofa", "random-pruned")
@@ -48,9 +49,9 @@ class FilterPlan:
                 "warm_up of the filter should lie between 0 and 1, and keep above 0 and up to 1; "
                 f"got {self.warm_up} and {self.keep}"
             )
-        if self.bins < 1 or self.labels_per_bin < 4:
+        if self.bins < 1 or self.labels_per_bin < FEWEST_PER_BIN:
             raise UserError(
-                "the filter needs at least one bin and 4 labels in each, got "
+                f"the filter needs at least one bin and {FEWEST_PER_BIN} labels in each, got "
                 f"{self.bins} and {self.labels_per_bin}"
             )
         if self.prune not in ("advised", "always"):

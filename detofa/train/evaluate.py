@@ -215,14 +215,12 @@ def _detect_half(detector: Detector, dataset: DetectionDataset) -> tuple[list[De
         found += detector.finish(
             boxes_xyxy.cpu().numpy(), scores.cpu().numpy(), placed, EVALUATION_THRESHOLD
         )
-        true = [~record.crowd for record in records]
         truth = [
-            torch.from_numpy(where.to_input(record.boxes_xyxy[kept])).to(session.device)
-            for where, record, kept in zip(placed, records, true, strict=True)
+            torch.from_numpy(where.to_input(record.boxes_xyxy[~record.crowd])).to(session.device)
+            for where, record in zip(placed, records, strict=True)
         ]
         labels = [
-            torch.from_numpy(record.labels[kept]).to(session.device)
-            for record, kept in zip(records, true, strict=True)
+            torch.from_numpy(record.labels[~record.crowd]).to(session.device) for record in records
         ]
         outputs = class_logits, side_logits
         targets = assign(*outputs, points_xy, strides, truth, labels)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from detofa.files import read_json, write_json
 from detofa.path_filter.bins import BudgetBins, Values
 from detofa.path_filter.drawing import Cost, draw_per_bin
 from detofa.path_filter.filter import PathFilter
-from detofa.path_filter.rank_quality import RankQuality, assess_rankers
+from detofa.path_filter.rank_quality import FEWEST_PER_BIN, RankQuality, assess_rankers
 from detofa.path_filter.reliability import Reliability, choose_label, split_half_reliability
 from detofa.profiling.cost import macs_cost
 from detofa.profiling.table import LatencyTable
@@ -25,7 +25,6 @@ from detofa.train.path_evaluations import PathEvaluations
 
 _KIND = "filter_report"
 _REMAKE = "`detofa filter`"
-_FEWEST_PER_BIN = 4  # two folds of two paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +84,7 @@ class FilterReport:
 
     def save(self, path: Path) -> None:
         """Write the report as JSON."""
-        reliability = {
-            name: {
-                "tau": found.tau.to_json(),
-                "noise": found.noise,
-                "num_archs": found.num_archs,
-            }
-            for name, found in self.reliability.items()
-        }
+        reliability = {name: asdict(found) for name, found in self.reliability.items()}
         record = {
             "quality": self.quality.to_json(),
             "reliability": reliability,
@@ -104,14 +96,14 @@ class FilterReport:
         write_json(path, _KIND, record)
 
 
-def worth_pruning(path: Path) -> bool:
-    """Return what a saved report advises.
+def saved_quality(path: Path) -> RankQuality:
+    """Return how well rankers did by a saved report.
 
     Raises:
         UserError: missing or broken.
     """
     record: dict[str, Any] = read_json(path, _KIND, remake=_REMAKE)
-    return RankQuality.from_json(record.get("quality")).filter_is_worth_pruning_by
+    return RankQuality.from_json(record.get("quality"))
 
 
 def draw_paths_to_label(space: SearchSpace, budgets: Budgets, per_bin: int, seed: int) -> Genes:
@@ -120,9 +112,9 @@ def draw_paths_to_label(space: SearchSpace, budgets: Budgets, per_bin: int, seed
     Raises:
         UserError: fewer than the cross-validation needs, or a bin is starved.
     """
-    if per_bin < _FEWEST_PER_BIN:
+    if per_bin < FEWEST_PER_BIN:
         raise UserError(
-            f"a path filter needs at least {_FEWEST_PER_BIN} labels in every bin, got {per_bin}; "
+            f"a path filter needs at least {FEWEST_PER_BIN} labels in every bin, got {per_bin}; "
             "evaluate more, or use fewer bins"
         )
     rng = np.random.default_rng([seed, 2])

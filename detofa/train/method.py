@@ -7,13 +7,14 @@ import numpy as np
 
 from detofa.files import sha256_file
 from detofa.path_filter.pruned_space import PrunedSpace, cut_space, random_cut
+from detofa.path_filter.rank_quality import RankQuality
 from detofa.profiling.table import LatencyTable, load_table
 from detofa.subnet import PostProcessing
 from detofa.supernet.detector import Supernet
 from detofa.train.config import TrainConfig
 from detofa.train.detection import DetectionTask
 from detofa.train.evaluate import evaluate_paths
-from detofa.train.filtering import Budgets, draw_paths_to_label, fit_filter, worth_pruning
+from detofa.train.filtering import Budgets, draw_paths_to_label, fit_filter, saved_quality
 from detofa.train.path_evaluations import PathEvaluations
 from detofa.train.trainer import Observer, Trainer
 
@@ -73,7 +74,7 @@ def _pruned_space(
     budgets = budgets_of(trainer)
     if run.pruned_space.is_file():
         return PrunedSpace.load(run.pruned_space, space, budgets.cost)
-    if run.filter_report.is_file() and not _prunes(config, run.filter_report):
+    if run.filter_report.is_file() and not _prunes(config, saved_quality(run.filter_report)):
         return None
     if config.method == "random-pruned":
         pruned = random_cut(
@@ -88,8 +89,8 @@ def _pruned_space(
     )
     report.save(run.filter_report)
     tell(report.quality.advice())
-    path_filter.save(run.path_filter)
-    if not _prunes(config, run.filter_report):
+    if not _prunes(config, report.quality):
+        path_filter.save(run.path_filter)
         tell("training goes on in the whole space")
         return None
     rng = np.random.default_rng([config.seed, 4])
@@ -99,8 +100,8 @@ def _pruned_space(
     return pruned
 
 
-def _prunes(config: TrainConfig, report: Path) -> bool:
-    return config.filter.prune == "always" or worth_pruning(report)
+def _prunes(config: TrainConfig, quality: RankQuality) -> bool:
+    return config.filter.prune == "always" or quality.filter_is_worth_pruning_by
 
 
 def _evaluations(trainer: Trainer) -> PathEvaluations:
