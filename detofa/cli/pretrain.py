@@ -98,7 +98,7 @@ def import_weights(
     from detofa.train.checkpoint import SupernetRecord, save_supernet
     from detofa.train.task import preprocessing_of
 
-    path = output or Path(f"{Path(source).stem}.safetensors")
+    path = output or default_output(source)
     if path.suffix != ".safetensors":
         raise UserError(f"--output should end in .safetensors, got {path}")
     supernet = import_classifier(source)
@@ -114,6 +114,11 @@ def import_weights(
     save_supernet(path, supernet, record)
     print(f"wrote {path}: {space.num_classes} classes, space {space.name}")
     print(f"next: `detofa train --space {space.name} --init {path} --data DIR`")
+
+
+def default_output(source: str) -> Path:
+    """Return the file that imported weights go to; `w1.0` and `w1.2` stay apart."""
+    return Path(f"{Path(source).name.removesuffix('.pth')}.safetensors")
 
 
 def _load_task(config: "TrainConfig", folder: Path, skip_bad: bool) -> "ClassificationTask":
