@@ -13,6 +13,7 @@ from detofa.presets import preset
 from detofa.subnet import PostProcessing, Subnet
 from detofa.train.config import TrainConfig
 from detofa.train.detection import DetectionTask
+from detofa.train.ranks import ALONE, Ranks
 from detofa.train.run import RunFolder
 from detofa.train.trainer import Trainer
 
@@ -74,10 +75,10 @@ def config_of(data: Path, **changes: Any) -> TrainConfig:
     return dataclasses.replace(config, **changes)
 
 
-def trainer_of(config: TrainConfig, folder: Path) -> Trainer:
+def trainer_of(config: TrainConfig, folder: Path, ranks: Ranks = ALONE) -> Trainer:
     """Return a trainer on the CPU whose run is `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     data = Path(config.data)
     train, validation = load_dataset(data, "train"), load_dataset(data, "val")
     task = DetectionTask(config, train=train, validation=validation)
-    return Trainer(config, task, RunFolder(path=folder), torch.device("cpu"))
+    return Trainer(config, task, RunFolder(path=folder), torch.device("cpu"), ranks)

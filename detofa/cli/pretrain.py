@@ -17,7 +17,7 @@ from detofa.cli.options import (
     TrainThreads,
     image_sizes,
 )
-from detofa.cli.training import find_place, resolve, run_training, show_size, use_threads
+from detofa.cli.training import find_place, resolve, run_training, show_size, training_ranks
 
 if TYPE_CHECKING:
     from detofa.train.classification import ClassificationTask
@@ -56,6 +56,7 @@ def pretrain(
     `detofa train --init runs/NAME/classifier.safetensors`.
     """
     from detofa import recipes
+    from detofa.data.image_folder import unpacked
 
     flags = {
         "data": data,
@@ -73,11 +74,12 @@ def pretrain(
         flags,
         {"pretrain": recipes.pretrain},
     )
-    use_threads(threads)
-    run = find_place(name, config)
-    task = _load_task(config, run.path / "data", skip_bad)
-    run_training(config, task, run, device)
-    print(f"{run.path} is trained; next: `detofa train --init {run.classifier} --data DIR`")
+    with training_ranks(device, threads) as (ranks, own_device):
+        run = ranks.first(lambda: find_place(name, config))
+        root = ranks.first(lambda: unpacked(Path(config.data), run.path / "data"))
+        task = _load_task(config, root, skip_bad)
+        run_training(config, task, run, ranks, own_device)
+        print(f"{run.path} is trained; next: `detofa train --init {run.classifier} --data DIR`")
 
 
 def import_weights(
@@ -121,11 +123,10 @@ def default_output(source: str) -> Path:
     return Path(f"{Path(source).name.removesuffix('.pth')}.safetensors")
 
 
-def _load_task(config: "TrainConfig", folder: Path, skip_bad: bool) -> "ClassificationTask":
-    from detofa.data.image_folder import load_image_folder, unpacked
+def _load_task(config: "TrainConfig", root: Path, skip_bad: bool) -> "ClassificationTask":
+    from detofa.data.image_folder import load_image_folder
     from detofa.train.classification import ClassificationTask
 
-    root = unpacked(Path(config.data), folder)
     training = load_image_folder(root, "train", skip_bad=skip_bad)
     validation = load_image_folder(root, "val", categories=training.categories, skip_bad=skip_bad)
     show_size(training, validation)

@@ -17,7 +17,7 @@ from detofa.cli.options import (
     TrainThreads,
     image_sizes,
 )
-from detofa.cli.training import find_place, resolve, run_training, show_size, use_threads
+from detofa.cli.training import find_place, resolve, run_training, show_size, training_ranks
 
 if TYPE_CHECKING:
     from detofa.train.config import TrainConfig
@@ -75,11 +75,11 @@ def train(
         flags,
         {"default": recipes.default, "bccd": recipes.bccd, "demo": recipes.demo},
     )
-    use_threads(threads)
-    task = _load_task(config, skip_bad)
-    run = find_place(name, config)
-    run_training(config, task, run, device)
-    print(f"{run.path} is trained; next: `detofa profile`, then `detofa search --latency 10ms`")
+    with training_ranks(device, threads) as (ranks, own_device):
+        task = _load_task(config, skip_bad)
+        run = ranks.first(lambda: find_place(name, config))
+        run_training(config, task, run, ranks, own_device)
+        print(f"{run.path} is trained; next: `detofa profile`, then `detofa search --latency 10ms`")
 
 
 def _load_task(config: "TrainConfig", skip_bad: bool) -> "DetectionTask":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from detofa.data.dataset import DetectionDataset
     from detofa.train.config import TrainConfig
+    from detofa.train.ranks import Ranks
     from detofa.train.run import RunFolder
     from detofa.train.task import Task
     from detofa.train.trainer import Observer
@@ -168,11 +169,25 @@ def _torch_device(name: str) -> "torch.device":
     return device
 
 
-def use_threads(threads: int | None) -> None:
-    """Let PyTorch use so many processor threads; all that there are if None."""
+@contextlib.contextmanager
+def training_ranks(device: str, threads: int | None) -> "Iterator[tuple[Ranks, torch.device]]":
+    """Yield the processes of this run, one unless torchrun started more, and this one's device.
+
+    Args:
+        device: As a user names it.
+        threads: Processor threads of PyTorch; this process's share of all that there are if None.
+
+    Raises:
+        UserError: no such device.
+    """
     import torch
 
-    torch.set_num_threads(threads or _usable_cores())
+    from detofa.train.ranks import join_ranks
+
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, _usable_cores() // sharing))
+    with join_ranks(_torch_device(device)) as (ranks, own_device):
+        yield ranks, own_device
 
 
 def show_size(training: "DetectionDataset", validation: "DetectionDataset") -> None:
@@ -183,24 +198,27 @@ def show_size(training: "DetectionDataset", validation: "DetectionDataset") -> N
     )
 
 
-def run_training(config: "TrainConfig", task: "Task", run: "RunFolder", device: str) -> None:
-    """Train to the last step, on a device that a user named.
+def run_training(
+    config: "TrainConfig", task: "Task", run: "RunFolder", ranks: "Ranks", device: "torch.device"
+) -> None:
+    """Train to the last step, on this process's device.
 
     Raises:
         typer.Exit: Ctrl-C stopped it; the same command resumes.
-        UserError: no such device, or as `train_by_method`.
+        UserError: as `train_by_method`.
     """
     from detofa.train.method import train_by_method
     from detofa.train.run import command_line
     from detofa.train.trainer import Trainer
 
-    trainer = Trainer(config, task, run, _torch_device(device))
-    run.path.mkdir(parents=True, exist_ok=True)
-    config.save(run.config)
-    run.write_environment(command_line())
-    if trainer.step == 0 and run.metrics.is_file():
-        run.forget_after(0)  # lines of a run that was killed before its first checkpoint
+    trainer = Trainer(config, task, run, device, ranks)
     first = trainer.step
+    if ranks.is_first:
+        run.path.mkdir(parents=True, exist_ok=True)
+        config.save(run.config)
+        run.write_environment(command_line())
+        if first == 0 and run.metrics.is_file():
+            run.forget_after(0)  # lines of a run that was killed before its first checkpoint
     watching: _Bar | _Lines
     watching = _Bar(first, config.steps) if sys.stdout.isatty() else _Lines(first)
     with watching as observer, _stop_asked() as asked:

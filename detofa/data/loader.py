@@ -54,6 +54,7 @@ class TrainingBatches:
         workers: int = 0,
         class_balance: float = 0.0,
         cache_limit_bytes: int = 1 << 30,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         """Prepare; images are read when they are first needed.
 
@@ -69,6 +70,7 @@ class TrainingBatches:
                 (f_max / f) ** class_balance times for its rarest class, where f is the share of
                 images with that class; 0.5 is the repeat factor of LVIS (arXiv 1908.03195).
             cache_limit_bytes: Decoded images are kept in memory up to this size.
+            part: (index, count): of every batch only this one of so many equal parts is made.
 
         Raises:
             UserError: a setting is out of its range.
@@ -80,8 +82,15 @@ class TrainingBatches:
             )
         if not 0 <= class_balance <= 1:
             raise UserError(f"class balance should be from 0 to 1, got {class_balance}")
+        index, count = part
+        if batch_size % count or not 0 <= index < count:
+            raise UserError(
+                f"a batch of {batch_size} images cannot be shared evenly by {count} processes; "
+                f"choose a multiple of {count}"
+            )
         self.dataset = dataset
         self.batch_size = batch_size
+        self.part = part
         self.image_sizes = tuple(image_sizes)
         self.augmentation = augmentation
         self.preprocessing = preprocessing
@@ -106,8 +115,10 @@ class TrainingBatches:
         """Return the batch of a step, counted from 0."""
         size_generator = self._generator(_SIZE, step)
         image_size = self.image_sizes[int(size_generator.integers(len(self.image_sizes)))]
-        first = step * self.batch_size
-        samples = [self._sample(first + index, image_size) for index in range(self.batch_size)]
+        index, count = self.part
+        num_samples = self.batch_size // count
+        first = step * self.batch_size + index * num_samples
+        samples = [self._sample(first + place, image_size) for place in range(num_samples)]
         images = self.preprocessing.normalise(np.stack([sample.image for sample in samples]))
         return Batch(
             images=torch.from_numpy(images),

@@ -96,14 +96,17 @@ class FilterReport:
         write_json(path, _KIND, record)
 
 
-def saved_quality(path: Path) -> RankQuality:
-    """Return how well rankers did by a saved report.
+def saved_seconds(path: Path) -> float:
+    """Return the processor time that a saved report's labels and fits took, in seconds.
 
     Raises:
         UserError: missing or broken.
     """
     record: dict[str, Any] = read_json(path, _KIND, remake=_REMAKE)
-    return RankQuality.from_json(record.get("quality"))
+    seconds = record.get("label_seconds"), record.get("fit_seconds")
+    if not all(isinstance(value, float) for value in seconds):
+        raise UserError(f"{path} lacks label_seconds or fit_seconds; make it again with {_REMAKE}")
+    return float(record["label_seconds"] + record["fit_seconds"])
 
 
 def draw_paths_to_label(space: SearchSpace, budgets: Budgets, per_bin: int, seed: int) -> Genes:
@@ -121,6 +124,17 @@ def draw_paths_to_label(space: SearchSpace, budgets: Budgets, per_bin: int, seed
     wanted = np.full(budgets.bins.count, per_bin)
     drawn = draw_per_bin(space, budgets.cost, budgets.bins, rng, wanted, distinct=True)
     return np.concatenate(drawn)
+
+
+def evaluate_labels(
+    genes: Genes,
+    evaluations: PathEvaluations,
+    on_progress: Callable[[str, float], None] = lambda doing, share: None,
+) -> list[PathFigures]:
+    """Return the figures of (N, num_genes) paths with those of both halves of the images."""
+    return evaluations.of(
+        list(genes), lambda share: on_progress("evaluate labels", share), halves=True
+    )
 
 
 def fit_filter(
@@ -147,9 +161,7 @@ def fit_filter(
     Raises:
         UserError: fewer labels than a bin needs, or labels that are all alike.
     """
-    figures = evaluations.of(
-        list(genes), lambda share: on_progress("evaluate labels", share), halves=True
-    )
+    figures = evaluate_labels(genes, evaluations, on_progress)
     on_progress("fit the path filter", 0.0)
     with ThreadPoolExecutor(1, "fit") as pool:
         fitted = pool.submit(_fit_on_one_thread, space, genes, figures, budgets, seed)

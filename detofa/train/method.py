@@ -1,20 +1,20 @@
 """Train by DetOFA, by plain once-for-all, or in a space pruned by chance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from detofa.arch import Arch
 from detofa.files import sha256_file
 from detofa.path_filter.pruned_space import PrunedSpace, cut_space, random_cut
-from detofa.path_filter.rank_quality import RankQuality
 from detofa.profiling.table import LatencyTable, load_table
+from detofa.space import Genes
 from detofa.subnet import PostProcessing
 from detofa.supernet.detector import Supernet
-from detofa.train.config import TrainConfig
 from detofa.train.detection import DetectionTask
-from detofa.train.evaluate import evaluate_paths
-from detofa.train.filtering import Budgets, draw_paths_to_label, fit_filter, saved_quality
+from detofa.train.evaluate import PathFigures, evaluate_paths
+from detofa.train.filtering import Budgets, draw_paths_to_label, evaluate_labels, fit_filter
 from detofa.train.path_evaluations import PathEvaluations
 from detofa.train.trainer import Observer, Trainer
 
@@ -55,7 +55,7 @@ def train_by_method(
     if not trainer.train(observer, should_stop, until=warm_up_end):
         return False
     pruned = _pruned_space(trainer, tell, on_progress)
-    return trainer.train(observer, should_stop, paths=pruned)
+    return trainer.train(observer, should_stop, sandwich=trainer.sandwich_from(pruned))
 
 
 def budgets_of(trainer: Trainer) -> Budgets:
@@ -70,38 +70,54 @@ def _pruned_space(
     trainer: Trainer, tell: Callable[[str], None], on_progress: Progress
 ) -> PrunedSpace | None:
     """Return what is trained after the warm-up, made once a run; None for the whole space."""
-    config, run, space = trainer.config, trainer.run, trainer.space
+    config, run, ranks = trainer.config, trainer.run, trainer.ranks
     budgets = budgets_of(trainer)
-    if run.pruned_space.is_file():
-        return PrunedSpace.load(run.pruned_space, space, budgets.cost)
-    if run.filter_report.is_file() and not _prunes(config, saved_quality(run.filter_report)):
+    by_chance = config.method == "random-pruned"
+    done = run.pruned_space if by_chance else run.filter_report  # what is written last
+    if not ranks.first(done.is_file):
+        if by_chance:
+            ranks.first(lambda: _prune_by_chance(trainer, budgets))
+        else:
+            genes = draw_paths_to_label(
+                trainer.space, budgets, config.filter.labels_per_bin, config.seed
+            )
+            tell(f"evaluating {len(genes)} paths for the path filter")
+            evaluations = _evaluations(trainer)
+            evaluate_labels(genes, evaluations, on_progress)
+            ranks.first(lambda: _prune_by_filter(trainer, budgets, genes, evaluations, tell))
+    if not ranks.first(run.pruned_space.is_file):
         return None
-    if config.method == "random-pruned":
-        pruned = random_cut(
-            space, budgets.cost, budgets.bins, seed=config.seed, keep=config.filter.keep
-        )
-        pruned.save(run.pruned_space)
-        return pruned
-    genes = draw_paths_to_label(space, budgets, config.filter.labels_per_bin, config.seed)
-    tell(f"evaluating {len(genes)} paths for the path filter")
-    path_filter, report = fit_filter(
-        space, genes, _evaluations(trainer), budgets, seed=config.seed, on_progress=on_progress
+    return PrunedSpace.load(run.pruned_space, trainer.space, budgets.cost)
+
+
+def _prune_by_chance(trainer: Trainer, budgets: Budgets) -> None:
+    config = trainer.config
+    pruned = random_cut(
+        trainer.space, budgets.cost, budgets.bins, seed=config.seed, keep=config.filter.keep
     )
-    report.save(run.filter_report)
+    pruned.save(trainer.run.pruned_space)
+
+
+def _prune_by_filter(
+    trainer: Trainer,
+    budgets: Budgets,
+    genes: Genes,
+    evaluations: PathEvaluations,
+    tell: Callable[[str], None],
+) -> None:
+    """Fit the filter on labels, and write the space pruned by it if the settings say so."""
+    config, run, space = trainer.config, trainer.run, trainer.space
+    path_filter, report = fit_filter(space, genes, evaluations, budgets, seed=config.seed)
     tell(report.quality.advice())
-    if not _prunes(config, report.quality):
+    if config.filter.prune == "always" or report.quality.filter_is_worth_pruning_by:
+        rng = np.random.default_rng([config.seed, 4])
+        pruned = cut_space(space, path_filter, budgets.cost, rng, keep=config.filter.keep)
+        pruned.save(run.pruned_space)
+        tell(f"training goes on with the best {config.filter.keep:.0%} of every bin")
+    else:
         path_filter.save(run.path_filter)
         tell("training goes on in the whole space")
-        return None
-    rng = np.random.default_rng([config.seed, 4])
-    pruned = cut_space(space, path_filter, budgets.cost, rng, keep=config.filter.keep)
-    pruned.save(run.pruned_space)
-    tell(f"training goes on with the best {config.filter.keep:.0%} of every bin")
-    return pruned
-
-
-def _prunes(config: TrainConfig, quality: RankQuality) -> bool:
-    return config.filter.prune == "always" or quality.filter_is_worth_pruning_by
+    report.save(run.filter_report)
 
 
 def _evaluations(trainer: Trainer) -> PathEvaluations:
@@ -109,16 +125,24 @@ def _evaluations(trainer: Trainer) -> PathEvaluations:
     task, supernet = trainer.task, trainer.averaged_supernet
     assert isinstance(task, DetectionTask)
     assert isinstance(supernet, Supernet)
+
+    def evaluate(archs: Sequence[Arch], halves: bool) -> Iterator[PathFigures]:
+        return trainer.ranks.spread(
+            lambda some: evaluate_paths(
+                supernet,
+                some,
+                task.recalibration,
+                task.validation,
+                PostProcessing(),
+                halves=halves,
+            ),
+            archs,
+        )
+
     return PathEvaluations(
         path=trainer.run.path_filter / "labels.json",
         space=trainer.space,
         supernet_sha256=sha256_file(trainer.run.supernet),
-        evaluate=lambda archs, halves: evaluate_paths(
-            supernet,
-            archs,
-            task.recalibration,
-            task.validation,
-            PostProcessing(),
-            halves=halves,
-        ),
+        evaluate=evaluate,
+        saves=trainer.ranks.is_first,
     )

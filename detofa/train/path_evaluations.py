@@ -27,12 +27,14 @@ class PathEvaluations:
         supernet_sha256: Hash of the supernet's file, whose paths these are.
         evaluate: Evaluates paths for real, one after another or side by side; told whether the
             figures of both halves of the images are wanted too.
+        saves: Whether what is evaluated is written; of several processes one does.
     """
 
     path: Path
     space: SearchSpace
     supernet_sha256: str
     evaluate: Callable[[Sequence[Arch], bool], Iterator[PathFigures]]
+    saves: bool = True
     _figures: dict[bytes, PathFigures] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,7 +77,8 @@ class PathEvaluations:
         results = self.evaluate([self._arch(key) for key in new], halves) if new else ()
         for index, (key, figures) in enumerate(zip(new, results, strict=True)):
             self._figures[key] = figures
-            self._write()
+            if self.saves:
+                self._write()
             on_progress((index + 1) / len(new))
         return [self._figures[key] for key in keys]
 

@@ -14,7 +14,8 @@ from detofa.space import Genes, SearchSpace
 from detofa.supernet.sharing import WeightSharing
 from detofa.train.task import Objective
 
-Gradients = tuple[Tensor | None, ...]
+Gradients = list[Tensor | None]
+_STEPS_DRAWN_AT_ONCE = 64  # a pruned space draws many paths in little more time than one
 
 
 class PathSource(Protocol):
@@ -24,16 +25,34 @@ class PathSource(Protocol):
         """Draw paths: (count, num_genes)."""
 
 
-def sandwich(
-    space: SearchSpace, paths: PathSource, random_paths: int, seed: int, step: int
-) -> list[Arch]:
-    """Return the distinct paths of a step: the largest, the smallest, and random ones.
+class Sandwich:
+    """The distinct paths of each step: the largest, the smallest, and random ones.
 
-    A pure function of its arguments. Source: arXiv 1903.05134.
+    A pure function of the arguments and the step. Source: arXiv 1903.05134.
+
+    Args:
+        space: Gives the largest and the smallest.
+        paths: Where random paths come from.
+        random_paths: Random paths of a step.
+        seed: Decides them.
     """
-    rng = np.random.default_rng([seed, step, 1])
-    drawn = [space.arch(genes) for genes in paths.sample(rng, random_paths)]
-    return list(dict.fromkeys([space.largest, space.smallest, *drawn]))
+
+    def __init__(self, space: SearchSpace, paths: PathSource, random_paths: int, seed: int) -> None:
+        self._space, self._paths = space, paths
+        self._random_paths, self._seed = random_paths, seed
+        self._block, self._drawn = -1, np.empty((0, space.num_genes), np.int8)
+
+    def __call__(self, step: int) -> list[Arch]:
+        """Return the paths of a step, the largest first."""
+        block, place = divmod(step, _STEPS_DRAWN_AT_ONCE)
+        if block != self._block:
+            rng = np.random.default_rng([self._seed, block, 1])
+            self._block = block
+            self._drawn = self._paths.sample(rng, _STEPS_DRAWN_AT_ONCE * self._random_paths)
+        first = place * self._random_paths
+        drawn = self._drawn[first : first + self._random_paths]
+        archs = [self._space.largest, self._space.smallest, *map(self._space.arch, drawn)]
+        return list(dict.fromkeys(archs))
 
 
 class SandwichGradients:
@@ -77,7 +96,7 @@ class SandwichGradients:
         ]
         results = [path.result() for path in paths]
         gradients = [_sum(parts) for parts in zip(*(part for _, part in results), strict=True)]
-        return sum(loss for loss, _ in results) / len(archs), tuple(gradients)
+        return sum(loss for loss, _ in results) / len(archs), gradients
 
     def _path(
         self, batch: Batch, arch: Arch, lead: "Future[Any]", leads: bool, threads: int
@@ -94,7 +113,7 @@ class SandwichGradients:
                 lead.set_exception(error)
             raise
         gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        return float(loss.detach()), gradients
+        return float(loss.detach()), list(gradients)
 
 
 def _sum(parts: Sequence[Tensor | None]) -> Tensor | None:

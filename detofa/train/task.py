@@ -106,8 +106,8 @@ class Task(ABC):
             load_pretrained(supernet, config.init)
         return supernet
 
-    def batches(self) -> TrainingBatches:
-        """Return the training batches, at the largest input size."""
+    def batches(self, part: tuple[int, int] = (0, 1)) -> TrainingBatches:
+        """Return the training batches, or a part of each, at the largest input size."""
         config = self.config
         return TrainingBatches(
             self.train,
@@ -118,6 +118,7 @@ class Task(ABC):
             seed=config.seed,
             workers=config.workers,
             class_balance=config.class_balance,
+            part=part,
         )
 
     def save(self, path: Path, supernet: WeightSharing[Any], step: int) -> None:

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
 
+from detofa.arch import Arch
 from detofa.data.loader import Batch
 from detofa.errors import UserError
 from detofa.supernet.sharing import WeightSharing
 from detofa.train.checkpoint import load_training_state, save_training_state
 from detofa.train.config import TrainConfig
 from detofa.train.memory import release_freed_memory
+from detofa.train.ranks import ALONE, Ranks
 from detofa.train.run import RunFolder
-from detofa.train.sandwich import PathSource, SandwichGradients, sandwich
+from detofa.train.sandwich import PathSource, Sandwich, SandwichGradients
 from detofa.train.task import Task
 
 _STEPS_BETWEEN_RELEASES = 5
@@ -51,24 +53,32 @@ class Trainer:
         task: What is learnt, and from what.
         run: Where files go; a state found there is resumed.
         device: Where tensors live.
+        ranks: The processes that share the work: each takes a part of every batch.
 
     Raises:
-        UserError: a state of another run.
+        UserError: a state of another run, or a batch that the ranks cannot share evenly.
     """
 
     def __init__(
-        self, config: TrainConfig, task: Task, run: RunFolder, device: torch.device
+        self,
+        config: TrainConfig,
+        task: Task,
+        run: RunFolder,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.task, self.run, self.device = config, task, run, device
+        self.ranks = ranks
         self.space = task.space
         self.supernet = task.supernet.to(device).to(memory_format=torch.channels_last)
         self.averaged = AveragedModel(self.supernet, multi_avg_fn=_ramped_average(config.ema_decay))
         self.optimiser = _optimiser(self.supernet, config)
-        self.batches = task.batches()
+        self.batches = task.batches(part=(ranks.index, ranks.count))
         self.step = 0
         if run.state.is_file():
             self.step = load_training_state(run.state, self.supernet, self.averaged, self.optimiser)
-            run.forget_after(self.step)
+            if ranks.is_first:
+                run.forget_after(self.step)
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         self._gradients = SandwichGradients(self.supernet, task.objective(device), device, threads)
 
@@ -77,7 +87,7 @@ class Trainer:
         observer: Observer,
         should_stop: Callable[[], bool],
         *,
-        paths: PathSource | None = None,
+        sandwich: Callable[[int], Sequence[Arch]] | None = None,
         until: int | None = None,
     ) -> bool:
         """Train to the last step, or until `should_stop` says so between two steps.
@@ -87,42 +97,53 @@ class Trainer:
         Args:
             observer: Told of every step and evaluation.
             should_stop: Asked after every step.
-            paths: Where the random paths of a step come from; the whole space if not given.
+            sandwich: Returns the paths of a step, the one that leads first; if not given, random
+                ones come from the whole space.
             until: The step to stop after, instead of the run's last.
 
         Returns:
             Whether that step was reached; if not, the same run resumes.
         """
         config = self.config
-        paths = self.space if paths is None else paths
+        sandwich = self.sandwich_from(None) if sandwich is None else sandwich
         until = config.steps if until is None else min(until, config.steps)
         evaluate_at = {
             round(config.steps * (index + 1) / config.evaluations)
             for index in range(config.evaluations)
         }
         self.supernet.train()
-        last = time.perf_counter()
+        last, spent = time.perf_counter(), self._clock()
         for batch in self.batches.prefetch(self.step, until):
-            loss = self._train_step(batch, paths)
+            loss = self._train_step(batch, sandwich(self.step))
             self.step += 1
             if self.step % _STEPS_BETWEEN_RELEASES == 0:
                 release_freed_memory()
             now = time.perf_counter()
             images_per_s, last = config.batch_size / (now - last), now
+            seconds = (self._clock() - spent) * self.ranks.count
             observer.on_step(self.step, config.steps, loss, images_per_s)
-            self.run.log({"step": self.step, "loss": loss, "images_per_s": images_per_s})
+            self._log({"loss": loss, "images_per_s": images_per_s, "seconds": seconds})
             if self.step in evaluate_at:
                 self._evaluate(observer)
                 last = time.perf_counter()
-            stopping = self.step < until and should_stop()
+            spent = self._clock()
+            stopping = self.step < until and any(self.ranks.gather(should_stop()))
             if stopping or self.step % config.checkpoint_steps == 0 or self.step == until:
                 self.save()
             if stopping:
                 return False
         return True
 
+    def sandwich_from(self, paths: PathSource | None) -> Sandwich:
+        """Return the paths of each step, random ones from a source or from the whole space."""
+        source = self.space if paths is None else paths
+        return Sandwich(self.space, source, self.config.random_paths, self.config.seed)
+
     def save(self) -> None:
-        """Write the averaged supernet and the training state."""
+        """Write the averaged supernet and the training state; all ranks wait for it."""
+        self.ranks.first(self._write)
+
+    def _write(self) -> None:
         self.task.save(self.run.weights(self.config.task), self.averaged_supernet, self.step)
         save_training_state(self.run.state, self.supernet, self.averaged, self.optimiser, self.step)
 
@@ -133,18 +154,19 @@ class Trainer:
         assert isinstance(module, WeightSharing)
         return module
 
-    def _train_step(self, batch: Batch, paths: PathSource) -> float:
+    def _train_step(self, batch: Batch, archs: Sequence[Arch]) -> float:
         config = self.config
         factor = learning_rate_factor(self.step, config)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak_rate"] * factor
-        archs = sandwich(self.space, paths, config.random_paths, config.seed, self.step)
         if self.step < config.largest_first * config.steps:
             archs = archs[:1]
         loss, gradients = self._gradients(batch, archs)
-        for parameter, gradient in zip(self.supernet.parameters(), gradients, strict=True):
+        parameters = list(self.supernet.parameters())
+        loss, gradients = self.ranks.mean(loss, gradients, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        norm = nn.utils.clip_grad_norm_(self.supernet.parameters(), config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         if not math.isfinite(loss) or not bool(norm.isfinite()):
             raise UserError(
                 f"the loss became {loss} at step {self.step + 1}; start again with a smaller "
@@ -161,14 +183,24 @@ class Trainer:
             "smallest": self.space.smallest,
             "random": self.space.arch(self.space.sample(rng, 1)[0]),
         }
-        figures = self.task.evaluate(self.averaged_supernet, list(paths.values()))
+        figures = self.ranks.spread(
+            lambda archs: self.task.evaluate(self.averaged_supernet, archs), list(paths.values())
+        )
         results = dict(zip(paths, figures, strict=True))
         observer.on_evaluation(self.step, results)
         names = next(iter(results.values()))
         by_figure = {
             figure: {path: result[figure] for path, result in results.items()} for figure in names
         }
-        self.run.log({"step": self.step, **by_figure})
+        self._log(by_figure)
+
+    def _log(self, record: Mapping[str, Any]) -> None:
+        if self.ranks.is_first:
+            self.run.log({"step": self.step, **record})
+
+    def _clock(self) -> float:
+        """Return seconds: of all of this process's threads on a CPU, of the wall on a GPU."""
+        return time.process_time() if self.device.type == "cpu" else time.perf_counter()
 
 
 def _optimiser(supernet: WeightSharing[Any], config: TrainConfig) -> AdamW:

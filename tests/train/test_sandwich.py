@@ -15,7 +15,7 @@ from detofa.supernet.detector import Supernet
 from detofa.supernet.loss import assign, detection_loss, distillation_loss
 from detofa.train.config import TrainConfig
 from detofa.train.detection import DetectionObjective
-from detofa.train.sandwich import Gradients, SandwichGradients, sandwich
+from detofa.train.sandwich import Gradients, Sandwich, SandwichGradients
 
 CPU = torch.device("cpu")
 SIZES = ((64, 64), (64, 96))
@@ -56,19 +56,26 @@ def gradients_of(
 
 def test_a_sandwich_has_both_ends_and_depends_on_seed_and_step_alone() -> None:
     space = preset("lite0", num_classes=2)
-    paths = sandwich(space, space, 3, seed=1, step=7)
-    assert paths[:2] == [space.largest, space.smallest]
-    assert len(set(paths)) == 5
-    assert paths == sandwich(space, space, 3, seed=1, step=7)
-    assert paths[2:] != sandwich(space, space, 3, seed=1, step=8)[2:]
-    assert paths[2:] != sandwich(space, space, 3, seed=2, step=7)[2:]
+    sandwich = Sandwich(space, space, 3, seed=1)
+    steps = [sandwich(step) for step in range(130)]
+    assert all(paths[:2] == [space.largest, space.smallest] for paths in steps)
+    assert all(len(set(paths)) == 5 for paths in steps)
+    assert len({tuple(paths) for paths in steps}) == 130
+    again = Sandwich(space, space, 3, seed=1)
+    assert [again(step) for step in reversed(range(130))] == steps[::-1]
+    assert Sandwich(space, space, 3, seed=2)(7) != steps[7]
 
 
 def test_a_path_drawn_twice_is_trained_once() -> None:
     space = preset("tiny", num_classes=2, image_sizes=SIZES)
-    paths = sandwich(space, space, 3000, seed=0, step=0)
+    paths = Sandwich(space, space, 3000, seed=0)(0)
     assert len(paths) < 3002
     assert len(set(paths)) == len(paths)
+
+
+def test_a_sandwich_without_random_paths_is_both_ends() -> None:
+    space = preset("tiny", num_classes=2, image_sizes=SIZES)
+    assert Sandwich(space, space, 0, seed=0)(5) == [space.largest, space.smallest]
 
 
 def test_gradients_are_those_of_the_summed_losses() -> None:

@@ -1,0 +1,125 @@
+"""Ranks: the processes that torchrun started for one run, or this process alone.
+
+Every rank takes the same decisions from the same seeds; the first one alone writes files.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+Value = TypeVar("Value")
+Item = TypeVar("Item")
+_ITEMS_AT_ONCE = 4  # of each rank: what a crash loses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """The processes of one run, as one of them sees it.
+
+    Attributes:
+        index: Which one this is, from 0.
+        count: How many there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Return whether this is the one that writes files and talks to the user."""
+        return self.index == 0
+
+    def first(self, work: Callable[[], Value]) -> Value:
+        """Return what `work` returns on the first rank; the others wait for it."""
+        if self.count == 1:
+            return work()
+        values: list[Any] = [work() if self.is_first else None]
+        distributed.broadcast_object_list(values, src=0)
+        value: Value = values[0]
+        return value
+
+    def gather(self, value: Value) -> list[Value]:
+        """Return the values of all ranks, in their order."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value)
+        return values
+
+    def spread(
+        self, work: Callable[[Sequence[Item]], Iterator[Value]], items: Sequence[Item]
+    ) -> Iterator[Value]:
+        """Yield the results of items in their order, each worked out by one rank."""
+        if self.count == 1:
+            yield from work(items)
+            return
+        at_once = _ITEMS_AT_ONCE * self.count
+        for start in range(0, len(items), at_once):
+            group = items[start : start + at_once]
+            parts = self.gather(list(work(group[self.index :: self.count])))
+            for place in range(len(group)):
+                yield parts[place % self.count][place // self.count]
+
+    @torch.no_grad()
+    def mean(
+        self, loss: float, gradients: list[Tensor | None], parameters: Sequence[Tensor]
+    ) -> tuple[float, list[Tensor | None]]:
+        """Return the loss and the gradients as means over the ranks, in one reduction.
+
+        A gradient that one rank lacks counts as zeros there; one that all lack stays None.
+        """
+        if self.count == 1:
+            return loss, gradients
+        device = parameters[0].device
+        is_there = torch.tensor([gradient is not None for gradient in gradients], device=device)
+        whole = [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for gradient, parameter in zip(gradients, parameters, strict=True)
+        ]
+        scalars = torch.cat([torch.tensor([loss], device=device), is_there.float()])
+        flat = torch.cat([scalars, *(gradient.flatten() for gradient in whole)])
+        distributed.all_reduce(flat)
+        flat /= self.count
+        pieces = torch.split(flat, [len(scalars), *(gradient.numel() for gradient in whole)])
+        for gradient, piece in zip(whole, pieces[1:], strict=True):
+            gradient.copy_(piece.view(gradient.shape))  # which keeps its strides
+        anywhere = (pieces[0][1:] > 0).tolist()
+        return float(pieces[0][0]), [
+            gradient if there else None for gradient, there in zip(whole, anywhere, strict=True)
+        ]
+
+
+ALONE = Ranks()
+"""This process, without others."""
+
+
+@contextlib.contextmanager
+def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
+    """Join the other processes if torchrun started this one; yield the ranks and this one's device.
+
+    Of several GPUs each rank takes its own. Only the first rank prints from here on.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield ALONE, device
+        return
+    backend = "gloo"
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"  # the former for what is no tensor
+    distributed.init_process_group(backend)
+    ranks = Ranks(index=distributed.get_rank(), count=count)
+    try:
+        with contextlib.ExitStack() as stack:
+            if not ranks.is_first:
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            yield ranks, device
+    finally:
+        distributed.destroy_process_group()
