@@ -101,15 +101,19 @@ def find_run(name: str | None) -> "RunFolder":
     )
 
 
-def data_of_subnet(subnet: "Subnet | None") -> Path | None:
-    """Return the data set of the run that a subnet was cut from, if both are still there."""
+def run_of_subnet(subnet: "Subnet") -> "RunFolder | None":
+    """Return the run that a subnet was cut from, if it is still there."""
     from detofa.files import sha256_file
     from detofa.train.run import RUNS, RunFolder
 
-    if subnet is None:
-        return None
     for path in sorted(RUNS.glob("*/supernet.safetensors")):
         if sha256_file(path) == subnet.supernet_sha256:
-            data = Path(RunFolder(path=path.parent).load_config().data)
-            return data if data.is_dir() else None
+            return RunFolder(path=path.parent)
     return None
+
+
+def data_of_subnet(subnet: "Subnet | None") -> Path | None:
+    """Return the data set of the run that a subnet was cut from, if both are still there."""
+    run = None if subnet is None else run_of_subnet(subnet)
+    data = None if run is None else Path(run.load_config().data)
+    return data if data is not None and data.is_dir() else None

@@ -17,6 +17,7 @@ from detofa.cli.options import (
     TrainThreads,
     image_sizes,
 )
+from detofa.cli.runs import find_run
 from detofa.cli.training import find_place, resolve, run_training, show_size, training_ranks
 
 if TYPE_CHECKING:
@@ -41,7 +42,18 @@ def train(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="ofa: all paths alike; detofa: those that the path filter keeps."),
+        typer.Option(
+            help="ofa: all paths alike; detofa: those that the path filter keeps; random-pruned: "
+            "those that chance keeps."
+        ),
+    ] = None,
+    cost_of: Annotated[
+        str | None,
+        typer.Option(
+            help="A finished run by detofa: take as many steps as cost what it did, labels "
+            "included.",
+            metavar="RUN",
+        ),
     ] = None,
     seed: TrainSeed = None,
     steps: Steps = None,
@@ -75,11 +87,23 @@ def train(
         flags,
         {"default": recipes.default, "bccd": recipes.bccd, "demo": recipes.demo},
     )
+    if cost_of is not None:
+        config = _of_equal_cost(config, cost_of, steps)
     with training_ranks(device, threads) as (ranks, own_device):
         task = _load_task(config, skip_bad)
         run = ranks.first(lambda: find_place(name, config))
         run_training(config, task, run, ranks, own_device)
         print(f"{run.path} is trained; next: `detofa profile`, then `detofa search --latency 10ms`")
+
+
+def _of_equal_cost(config: "TrainConfig", run: str, steps: int | None) -> "TrainConfig":
+    from dataclasses import replace
+
+    from detofa.train.equal_cost import steps_of_equal_cost
+
+    if steps is not None:
+        raise typer.BadParameter("give either --steps or --cost-of", param_hint="--cost-of")
+    return replace(config, steps=steps_of_equal_cost(config, find_run(run)))
 
 
 def _load_task(config: "TrainConfig", skip_bad: bool) -> "DetectionTask":

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import typer
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from detofa.train.ranks import Ranks
     from detofa.train.run import RunFolder
     from detofa.train.task import Task
-    from detofa.train.trainer import Observer
+    from detofa.train.trainer import Trainer
 
 _STOPPED = 130  # what a shell says of a program that Ctrl-C ended
 _SECONDS_BETWEEN_LINES = 10.0
@@ -208,24 +208,44 @@ def run_training(
         UserError: as `train_by_method`.
     """
     from detofa.train.method import train_by_method
-    from detofa.train.run import command_line
     from detofa.train.trainer import Trainer
 
     trainer = Trainer(config, task, run, device, ranks)
-    first = trainer.step
-    if ranks.is_first:
-        run.path.mkdir(parents=True, exist_ok=True)
-        config.save(run.config)
-        run.write_environment(command_line())
-        if first == 0 and run.metrics.is_file():
-            run.forget_after(0)  # lines of a run that was killed before its first checkpoint
+    prepare_run(trainer)
+    with watched(trainer) as (watching, asked):
+        finished = train_by_method(trainer, watching, lambda: bool(asked), tell=watching.tell)
+    if not finished:
+        stopped(run)
+
+
+def prepare_run(trainer: "Trainer") -> None:
+    """Make the run's folder, and write what it is."""
+    from detofa.train.run import command_line
+
+    run = trainer.run
+    if not trainer.ranks.is_first:
+        return
+    run.path.mkdir(parents=True, exist_ok=True)
+    trainer.config.save(run.config)
+    run.write_environment(command_line())
+    if trainer.step == 0 and run.metrics.is_file():
+        run.forget_after(0)  # lines of a run that was killed before its first checkpoint
+
+
+@contextlib.contextmanager
+def watched(trainer: "Trainer") -> "Iterator[tuple[_Bar | _Lines, list[bool]]]":
+    """Yield who shows the progress of a run, and a list that Ctrl-C fills."""
+    config, first = trainer.config, trainer.step
     watching: _Bar | _Lines
     watching = _Bar(first, config.steps) if sys.stdout.isatty() else _Lines(first)
-    with watching as observer, _stop_asked() as asked:
-        finished = train_by_method(trainer, observer, lambda: bool(asked), tell=watching.tell)
-    if not finished:
-        print(f"stopped at step {saved_step(run)}; the same command resumes")
-        raise typer.Exit(_STOPPED)
+    with watching, _stop_asked() as asked:
+        yield watching, asked
+
+
+def stopped(run: "RunFolder") -> NoReturn:
+    """Say that a run was stopped, and exit as a shell expects it."""
+    print(f"stopped at step {saved_step(run)}; the same command resumes")
+    raise typer.Exit(_STOPPED)
 
 
 @contextlib.contextmanager
@@ -268,7 +288,7 @@ class _Lines:
     def __init__(self, first: int) -> None:
         self._first, self._begin, self._last = first, time.monotonic(), 0.0
 
-    def __enter__(self) -> "Observer":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -317,7 +337,7 @@ class _Bar:
         )
         self._task = self._progress.add_task("", total=steps, completed=first)
 
-    def __enter__(self) -> "Observer":
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 

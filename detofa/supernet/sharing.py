@@ -1,5 +1,6 @@
 """Weight sharing: any network of a space runs on slices of the largest one's weights."""
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
@@ -16,7 +17,50 @@ Build = Callable[[SearchSpace, Arch], Network]
 """Makes the static network of one arch."""
 
 
-class WeightSharing(nn.Module, Generic[Network]):
+class ArchModule(nn.Module, Generic[Network]):
+    """A module that is told which arch to run: one of many, or the only one it has.
+
+    Attributes:
+        space: The space that the archs are of.
+    """
+
+    space: SearchSpace
+
+    def forward(self, images: Tensor, arch: Arch) -> Any:
+        """Run one arch on images (B, 3, H, W); outputs are those of its static network."""
+        raise NotImplementedError
+
+    def extract(self, arch: Arch) -> Network:
+        """Return the static network of `arch` with its own copy of the weights."""
+        raise NotImplementedError
+
+
+class OneNetwork(ArchModule[Network]):
+    """A static network by itself, to be trained as a supernet is.
+
+    Args:
+        space: The search space.
+        arch: The network's.
+        network: Its weights are trained in place.
+    """
+
+    def __init__(self, space: SearchSpace, arch: Arch, network: Network) -> None:
+        super().__init__()
+        self.space, self.arch = space, arch
+        self.network = network
+
+    def forward(self, images: Tensor, arch: Arch) -> Any:
+        """Run the network, which must be of `arch`."""
+        assert arch == self.arch, "a static network runs its own arch only"
+        return self.network(images)
+
+    def extract(self, arch: Arch) -> Network:
+        """Return a copy of the network; its running statistics are to be recalibrated."""
+        assert arch == self.arch, "a static network has its own arch only"
+        return copy.deepcopy(self.network)
+
+
+class WeightSharing(ArchModule[Network]):
     """All networks of a space on one set of weights.
 
     The weights are those of the largest network, plus matrices that derive smaller depthwise

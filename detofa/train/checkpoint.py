@@ -18,7 +18,7 @@ from detofa.space import SearchSpace
 from detofa.subnet import Subnet
 from detofa.supernet.classifier import ClassifierSupernet
 from detofa.supernet.detector import StaticDetector, Supernet
-from detofa.supernet.sharing import WeightSharing, network_from_state
+from detofa.supernet.sharing import ArchModule, WeightSharing, network_from_state
 
 _TRAIN = "`detofa train`"
 _CLASS_OUTPUTS = ("largest.head.class_tower.output.", "largest.tail.linear.")
@@ -135,7 +135,7 @@ def load_earlier_supernet(
 
 
 def save_training_state(
-    path: Path, supernet: WeightSharing[Any], averaged: nn.Module, optimiser: Optimizer, step: int
+    path: Path, supernet: ArchModule[Any], averaged: nn.Module, optimiser: Optimizer, step: int
 ) -> None:
     """Write all that a training run needs to go on, in one file."""
     tensors = {f"weights/{name}": value for name, value in supernet.state_dict().items()}
@@ -147,7 +147,7 @@ def save_training_state(
 
 
 def load_training_state(
-    path: Path, supernet: WeightSharing[Any], averaged: nn.Module, optimiser: Optimizer
+    path: Path, supernet: ArchModule[Any], averaged: nn.Module, optimiser: Optimizer
 ) -> int:
     """Restore what `save_training_state` wrote; return the step to go on with.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from detofa.arch import Arch
 from detofa.data.loader import Batch, network_inputs
 from detofa.supernet.classifier import ClassifierSupernet
-from detofa.supernet.sharing import WeightSharing
+from detofa.supernet.sharing import ArchModule
 from detofa.train.evaluate import extract_recalibrated
 from detofa.train.task import Task
 
@@ -29,14 +29,14 @@ class ClassificationTask(Task):
         return ClassificationObjective(self.config.distillation)
 
     def evaluate(
-        self, supernet: WeightSharing[Any], archs: Sequence[Arch]
+        self, supernet: ArchModule[Any], archs: Sequence[Arch]
     ) -> Iterator[Mapping[str, float]]:
         """Yield the share of validation images that paths name rightly."""
         for arch in archs:
             yield {"accuracy": self.accuracy(supernet, arch)}
 
     @torch.inference_mode()
-    def accuracy(self, supernet: WeightSharing[Any], arch: Arch) -> float:
+    def accuracy(self, supernet: ArchModule[Any], arch: Arch) -> float:
         """Return the share of validation images that one path names rightly, recalibrated."""
         classifier = extract_recalibrated(supernet, arch, self.recalibration)
         device = next(classifier.parameters()).device

@@ -128,6 +128,12 @@ class TrainConfig:
             raise UserError(f"method should be {', '.join(METHODS)}, got {self.method!r}")
         if self.method != "ofa" and self.task != "detection":
             raise UserError(f"method {self.method} is for detection; pre-training is by ofa")
+        if self.method != "ofa" and self.filter.warm_up <= self.largest_first:
+            raise UserError(
+                f"method {self.method} needs steps in the whole space before it prunes: warm_up of "
+                f"the filter ({self.filter.warm_up}) should be above largest_first "
+                f"({self.largest_first})"
+            )
         for name in ("steps", "batch_size", "recalibration_images", "checkpoint_steps"):
             _check(self, name, 1, 10**9)
         for name in ("seed", "random_paths", "evaluations", "workers"):

@@ -1,7 +1,10 @@
 """Detection as what a run teaches."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,15 +12,17 @@ from torch import Tensor
 
 from detofa.arch import Arch
 from detofa.blocks import NeckHead
+from detofa.data.dataset import DetectionDataset
 from detofa.data.loader import Batch
 from detofa.space import SearchSpace
-from detofa.subnet import PostProcessing
+from detofa.subnet import PostProcessing, Subnet
 from detofa.supernet.decode import anchor_points
-from detofa.supernet.detector import Supernet
+from detofa.supernet.detector import StaticDetector, Supernet
 from detofa.supernet.loss import Targets, assign, detection_loss, distillation_loss
-from detofa.supernet.sharing import WeightSharing
+from detofa.supernet.sharing import ArchModule, OneNetwork
 from detofa.train.config import TrainConfig
 from detofa.train.evaluate import evaluate_paths
+from detofa.train.sandwich import PathSource
 from detofa.train.task import Task
 
 
@@ -33,10 +38,9 @@ class DetectionTask(Task):
         return DetectionObjective(self.space, self.config, device)
 
     def evaluate(
-        self, supernet: WeightSharing[Any], archs: Sequence[Arch]
+        self, supernet: ArchModule[Any], archs: Sequence[Arch]
     ) -> Iterator[Mapping[str, float]]:
         """Yield AP and AP50 of paths on the validation split."""
-        assert isinstance(supernet, Supernet)
         found = evaluate_paths(
             supernet, archs, self.recalibration, self.validation, PostProcessing()
         )
@@ -105,3 +109,55 @@ class Lead:
     image_size: tuple[int, int]
     outputs: tuple[Tensor, Tensor]
     targets: Targets
+
+
+class FinetuneTask(DetectionTask):
+    """Train one detector further, alone.
+
+    Args:
+        config: The settings of the run.
+        subnet: What is known of the detector.
+        detector: Its network, which stays as it is.
+        train: Training split.
+        validation: Split for progress.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        subnet: Subnet,
+        detector: StaticDetector,
+        *,
+        train: DetectionDataset,
+        validation: DetectionDataset,
+    ) -> None:
+        super().__init__(config, train=train, validation=validation)
+        self.space, self.arch = subnet.space, subnet.arch
+        self.preprocessing = subnet.preprocessing
+        self._detector = detector
+
+    def inherited(self) -> OneNetwork[StaticDetector]:
+        """Return the detector with the weights it came with."""
+        return OneNetwork(self.space, self.arch, copy.deepcopy(self._detector))
+
+    @cached_property
+    def supernet(self) -> OneNetwork[StaticDetector]:
+        """Return the detector that is trained."""
+        return self.inherited()
+
+    def sandwich(self, paths: PathSource) -> Callable[[int], Sequence[Arch]]:
+        """Return what gives the one path of each step."""
+        return lambda step: [self.arch]
+
+    @property
+    def paths_to_watch(self) -> dict[str, Arch]:
+        """Return the one path."""
+        return {"subnet": self.arch}
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Return the detector's."""
+        return self.arch.image_size
+
+    def save(self, path: Path, supernet: ArchModule[Any], step: int) -> None:
+        """Write nothing: the training state holds the averaged weights too."""

@@ -20,11 +20,11 @@ from detofa.runtime.detector import Detector
 from detofa.space import SearchSpace
 from detofa.subnet import PostProcessing
 from detofa.supernet.decode import anchor_points
-from detofa.supernet.detector import StaticDetector, Supernet
+from detofa.supernet.detector import StaticDetector
 from detofa.supernet.loss import LossWeights, assign, detection_loss
 from detofa.supernet.recalibrate import recalibrate
 from detofa.supernet.session import TorchSession
-from detofa.supernet.sharing import Network, WeightSharing
+from detofa.supernet.sharing import ArchModule, Network
 
 _BATCH_SIZE = 8  # of the evaluation
 EVALUATION_THRESHOLD = 0.001
@@ -64,7 +64,7 @@ class Recalibration:
 
 
 def extract_recalibrated(
-    supernet: WeightSharing[Network], arch: Arch, recalibration: Recalibration
+    supernet: ArchModule[Network], arch: Arch, recalibration: Recalibration
 ) -> Network:
     """Return the network of `arch` with statistics of its own, in evaluation mode."""
     network = supernet.extract(arch).to(memory_format=torch.channels_last)
@@ -140,7 +140,7 @@ class PathFigures:
 
 
 def evaluate_paths(
-    supernet: Supernet,
+    supernet: ArchModule[StaticDetector],
     archs: Sequence[Arch],
     recalibration: Recalibration,
     dataset: DetectionDataset,

@@ -55,7 +55,8 @@ def train_by_method(
     if not trainer.train(observer, should_stop, until=warm_up_end):
         return False
     pruned = _pruned_space(trainer, tell, on_progress)
-    return trainer.train(observer, should_stop, sandwich=trainer.sandwich_from(pruned))
+    sandwich = trainer.task.sandwich(trainer.space if pruned is None else pruned)
+    return trainer.train(observer, should_stop, sandwich=sandwich)
 
 
 def budgets_of(trainer: Trainer) -> Budgets:

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +17,11 @@ from detofa.imaging import IMAGENET, LITE, Preprocessing
 from detofa.presets import preset
 from detofa.space import SearchSpace
 from detofa.supernet.import_weights import load_pretrained
-from detofa.supernet.sharing import WeightSharing
+from detofa.supernet.sharing import ArchModule, WeightSharing
 from detofa.train.checkpoint import SupernetRecord, load_earlier_supernet, save_supernet
 from detofa.train.config import TrainConfig
 from detofa.train.evaluate import Recalibration
+from detofa.train.sandwich import PathSource, Sandwich
 
 
 class Objective(Protocol):
@@ -80,9 +82,28 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(
-        self, supernet: WeightSharing[Any], archs: Sequence[Arch]
+        self, supernet: ArchModule[Any], archs: Sequence[Arch]
     ) -> Iterator[Mapping[str, float]]:
         """Yield the figures of paths on the validation split, recalibrated, by name."""
+
+    def sandwich(self, paths: PathSource) -> Callable[[int], Sequence[Arch]]:
+        """Return what gives the paths of each step, random ones from a source."""
+        return Sandwich(self.space, paths, self.config.random_paths, self.config.seed)
+
+    @property
+    def paths_to_watch(self) -> dict[str, Arch]:
+        """Return the paths that are evaluated as training goes on, by name."""
+        rng = np.random.default_rng(0)
+        return {
+            "largest": self.space.largest,
+            "smallest": self.space.smallest,
+            "random": self.space.arch(self.space.sample(rng, 1)[0]),
+        }
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Return the (height, width) that batches are made at; paths shrink it to their own."""
+        return self.space.image_sizes[-1]
 
     @property
     def categories(self) -> tuple[tuple[int, str], ...]:
@@ -90,7 +111,7 @@ class Task(ABC):
         return tuple((category.id, category.name) for category in self.train.categories)
 
     @cached_property
-    def supernet(self) -> WeightSharing[Any]:
+    def supernet(self) -> ArchModule[Any]:
         """Return the weights that the run starts from, and trains.
 
         Raises:
@@ -107,12 +128,12 @@ class Task(ABC):
         return supernet
 
     def batches(self, part: tuple[int, int] = (0, 1)) -> TrainingBatches:
-        """Return the training batches, or a part of each, at the largest input size."""
+        """Return the training batches, or a part of each."""
         config = self.config
         return TrainingBatches(
             self.train,
             batch_size=config.batch_size,
-            image_sizes=self.space.image_sizes[-1:],
+            image_sizes=[self.input_size],
             augmentation=config.augmentation,
             preprocessing=self.preprocessing,
             seed=config.seed,
@@ -121,8 +142,9 @@ class Task(ABC):
             part=part,
         )
 
-    def save(self, path: Path, supernet: WeightSharing[Any], step: int) -> None:
+    def save(self, path: Path, supernet: ArchModule[Any], step: int) -> None:
         """Write the supernet after so many steps, and what it is."""
+        assert isinstance(supernet, WeightSharing)
         record = SupernetRecord(
             space=self.space,
             categories=self.categories,

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -14,13 +13,13 @@ from torch.optim.swa_utils import AveragedModel
 from detofa.arch import Arch
 from detofa.data.loader import Batch
 from detofa.errors import UserError
-from detofa.supernet.sharing import WeightSharing
+from detofa.supernet.sharing import ArchModule
 from detofa.train.checkpoint import load_training_state, save_training_state
 from detofa.train.config import TrainConfig
+from detofa.train.gradients import SandwichGradients
 from detofa.train.memory import release_freed_memory
 from detofa.train.ranks import ALONE, Ranks
 from detofa.train.run import RunFolder
-from detofa.train.sandwich import PathSource, Sandwich, SandwichGradients
 from detofa.train.task import Task
 
 _STEPS_BETWEEN_RELEASES = 5
@@ -105,7 +104,7 @@ class Trainer:
             Whether that step was reached; if not, the same run resumes.
         """
         config = self.config
-        sandwich = self.sandwich_from(None) if sandwich is None else sandwich
+        sandwich = self.task.sandwich(self.space) if sandwich is None else sandwich
         until = config.steps if until is None else min(until, config.steps)
         evaluate_at = {
             round(config.steps * (index + 1) / config.evaluations)
@@ -134,11 +133,6 @@ class Trainer:
                 return False
         return True
 
-    def sandwich_from(self, paths: PathSource | None) -> Sandwich:
-        """Return the paths of each step, random ones from a source or from the whole space."""
-        source = self.space if paths is None else paths
-        return Sandwich(self.space, source, self.config.random_paths, self.config.seed)
-
     def save(self) -> None:
         """Write the averaged supernet and the training state; all ranks wait for it."""
         self.ranks.first(self._write)
@@ -148,10 +142,10 @@ class Trainer:
         save_training_state(self.run.state, self.supernet, self.averaged, self.optimiser, self.step)
 
     @property
-    def averaged_supernet(self) -> WeightSharing[Any]:
+    def averaged_supernet(self) -> ArchModule[Any]:
         """Return the supernet with the averaged weights."""
         module = self.averaged.module
-        assert isinstance(module, WeightSharing)
+        assert isinstance(module, ArchModule)
         return module
 
     def _train_step(self, batch: Batch, archs: Sequence[Arch]) -> float:
@@ -177,12 +171,7 @@ class Trainer:
         return loss
 
     def _evaluate(self, observer: Observer) -> None:
-        rng = np.random.default_rng(0)
-        paths = {
-            "largest": self.space.largest,
-            "smallest": self.space.smallest,
-            "random": self.space.arch(self.space.sample(rng, 1)[0]),
-        }
+        paths = self.task.paths_to_watch
         figures = self.ranks.spread(
             lambda archs: self.task.evaluate(self.averaged_supernet, archs), list(paths.values())
         )
@@ -203,11 +192,11 @@ class Trainer:
         return time.process_time() if self.device.type == "cpu" else time.perf_counter()
 
 
-def _optimiser(supernet: WeightSharing[Any], config: TrainConfig) -> AdamW:
+def _optimiser(supernet: ArchModule[Any], config: TrainConfig) -> AdamW:
     """Return AdamW with groups for the backbone and the rest, with and without decay."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in supernet.named_parameters():
-        backbone = name.startswith(("largest.backbone", "kernel_transforms"))
+        backbone = name.startswith(("largest.backbone", "network.backbone", "kernel_transforms"))
         decays = parameter.dim() > 1 and not name.startswith("kernel_transforms")
         groups.setdefault((backbone, decays), []).append(parameter)
     return AdamW(

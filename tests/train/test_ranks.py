@@ -15,9 +15,9 @@ from detofa.data.demo import make_demo_dataset
 from detofa.data.loader import Batch
 from detofa.errors import UserError
 from detofa.train.checkpoint import load_supernet
+from detofa.train.gradients import Gradients
 from detofa.train.ranks import Ranks
 from detofa.train.run import RunFolder
-from detofa.train.sandwich import Gradients
 from tests.samples import Quiet, config_of, trainer_of
 
 REPOSITORY = Path(__file__).parents[2]

@@ -15,7 +15,8 @@ from detofa.supernet.detector import Supernet
 from detofa.supernet.loss import assign, detection_loss, distillation_loss
 from detofa.train.config import TrainConfig
 from detofa.train.detection import DetectionObjective
-from detofa.train.sandwich import Gradients, Sandwich, SandwichGradients
+from detofa.train.gradients import Gradients, SandwichGradients
+from detofa.train.sandwich import Sandwich
 
 CPU = torch.device("cpu")
 SIZES = ((64, 64), (64, 96))
