@@ -34,9 +34,9 @@ def demo(data: Path) -> TrainConfig:
     return TrainConfig(
         data=str(data),
         space="lite0",
-        image_sizes=((64, 96), (128, 160), (160, 192)),
+        image_sizes=((96, 128), (128, 160), (192, 224)),
         init="efficientnet-lite0",
-        steps=520,
+        steps=440,
         batch_size=3,
         largest_first=0.2,
         learning_rate=1.5e-3,

@@ -12,7 +12,7 @@ from detofa import files
 from detofa.errors import UserError
 
 _MAX_OBJECTS = 8
-_SIDES_PIXELS = (14.0, 70.0)
+_SIDES_PIXELS = (20.0, 84.0)
 _MAX_OVERLAP = 0.08  # of the smaller box
 _INK_THRESHOLD = 0.35  # coverage from which a pixel belongs to the digit's box
 _MIN_CONTRAST = 100.0  # between a digit's colour and what lies under it, in luma
@@ -25,11 +25,11 @@ def make_demo_dataset(
     train: int = 600,
     val: int = 100,
     test: int = 150,
-    image_size: tuple[int, int] = (160, 192),
+    image_size: tuple[int, int] = (192, 224),
 ) -> None:
     """Write a detection data set in COCO layout, the same bytes for the same arguments.
 
-    Objects are scikit-learn's handwritten digits, from 14 to 70 pixels, 1 to 8 in an image, in
+    Objects are scikit-learn's handwritten digits, from 20 to 84 pixels, 1 to 8 in an image, in
     random colours; no digit's original is in two splits. Category ids are 1 to 10, names 0 to 9.
 
     Args:

@@ -49,12 +49,12 @@ def test_sizes_and_counts_are_as_promised(small):
     images = load_dataset(small, "train").images
     boxes = np.concatenate([image.boxes_xyxy for image in images])
     sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
-    assert 10 <= sides.min() < 18
-    assert 50 < sides.max() <= 82
+    assert 14 <= sides.min() < 26
+    assert 60 < sides.max() <= 98
     counts = [len(image.labels) for image in images]
     assert min(counts) >= 1
     assert max(counts) <= 8
-    assert {(image.height, image.width) for image in images} == {(160, 192)}
+    assert {(image.height, image.width) for image in images} == {(192, 224)}
 
 
 def test_no_original_digit_is_in_two_splits():

@@ -1,10 +1,12 @@
 """Published weights compute in detofa what they compute at home."""
 
 import os
+import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from detofa.supernet.classifier import StaticClassifier
 from detofa.supernet.detector import Supernet
 from detofa.supernet.import_weights import (
     embed_kernels,
+    import_classifier,
     lite0_state,
     load_backbone,
     load_pretrained,
@@ -112,24 +115,33 @@ def test_sorting_channels_leaves_the_largest_network_unchanged() -> None:
     assert not torch.allclose(smallest[0], changed[0])
 
 
-@pytest.mark.parametrize("width", ["1.0", "1.2"])
-def test_ofa_stages_and_logits_equal_the_peer(width: str, data_dir: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module", params=["1.0", "1.2"])
+def reference(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data_dir: Path
+) -> dict[str, Any]:
+    """Return perturbed weights of once-for-all's own supernet, and what it computes with them."""
     pytest.importorskip("ofa")
     script = data_dir.parent / "peers" / "ofa_reference.py"
     if not script.is_file():
         pytest.skip(f"{script} is not there")
-    dump = tmp_path / "reference.pt"
+    dump = tmp_path_factory.mktemp("ofa") / "reference.pt"
     subprocess.run(
-        [sys.executable, script, dump, "--width", width, "--n", "10"],
+        [sys.executable, script, dump, "--width", request.param, "--n", "10"],
         check=True,
         capture_output=True,
         env=os.environ | {"PYTHONWARNINGS": "ignore"},
     )
-    reference = torch.load(dump, weights_only=True)
-    name = "ofa-mbv3" if width == "1.0" else "ofa-mbv3-w1.2"
-    supernet = Supernet(preset(name, num_classes=3, image_sizes=[(96, 96)])).eval()
+    loaded: dict[str, Any] = torch.load(dump, weights_only=True)
+    name = "ofa-mbv3" if request.param == "1.0" else "ofa-mbv3-w1.2"
+    return loaded | {"space": name}
+
+
+def test_ofa_stages_and_logits_equal_the_peer(reference: dict[str, Any]) -> None:
+    space = preset(reference["space"], num_classes=3, image_sizes=[(96, 96)])
+    supernet = Supernet(space).eval()
     state = ofa_state(reference["state_dict"])
     load_backbone(supernet, state)
+    assert len(reference["results"]) >= 10
     for result in reference["results"]:
         arch = arch_of_ofa(supernet, result["config"])
         classifier = classifier_of(supernet, arch, state)
@@ -139,6 +151,32 @@ def test_ofa_stages_and_logits_equal_the_peer(width: str, data_dir: Path, tmp_pa
         for ours, theirs in zip(stages, result["stages"], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max())
         torch.testing.assert_close(logits, result["logits"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits, result["subnet_logits"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_every_spelling_of_a_checkpoint_is_the_same_network(
+    reference: dict[str, Any], old: bool, static: bool, prefix: str, tmp_path: Path
+) -> None:
+    def spelled(name: str) -> str:
+        if static:  # as once-for-all's static blocks: one convolution, one norm, undoubled
+            name = name.replace(".conv.conv.weight", ".conv.weight").replace(".bn.bn.", ".bn.")
+        if old:
+            name = re.sub(r"^(blocks\.\d+)\.conv\.", r"\1.mobile_inverted_conv.", name)
+        return prefix + name
+
+    source = reference["state_dict"]
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"state_dict": {spelled(name): value for name, value in source.items()}}, path)
+    expected, found = ofa_state(source), ofa_state(read_checkpoint(path))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    imported = import_classifier(str(path))
+    assert imported.space.name == reference["space"]
+    classes = len(source["classifier.linear.bias"])
+    assert imported.space.num_classes == classes
 
 
 def arch_of_ofa(supernet: Supernet, config: dict[str, list[int]]) -> Arch:

@@ -1,0 +1,127 @@
+"""The experiment on the method: what its figures mean, and that all of it runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.method.analysis import (
+    compute_ratio,
+    contrasts,
+    envelope,
+    hypervolume,
+    interval,
+    savings,
+)
+from benchmarks.method.judge import JudgedPath, Judgement
+from benchmarks.method.plans import SIZES, TASKS, plan_of
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def front_of(*points: tuple[float, float]) -> tuple[JudgedPath, ...]:
+    """Return a front of (MACs, AP in points)."""
+    return tuple(
+        JudgedPath(bin=index, macs=macs, ap=ap / 100) for index, (macs, ap) in enumerate(points)
+    )
+
+
+def judgement_of(*points: tuple[float, float]) -> Judgement:
+    front = front_of(*points)
+    return Judgement(front=front, candidates_ap=((0.1, 0.2),), whole=front, kept=front)
+
+
+def test_a_hypervolume_is_the_mean_ap_over_log_macs() -> None:
+    # From 1 to 10 nothing, from 10 to 100 an AP of 20, from 100 to 1000 one of 50.
+    front = front_of((10, 20), (100, 50))
+    assert hypervolume(front, 1, 1000) == pytest.approx((0 + 20 + 50) / 3)
+    # A path that another beats, and the order, change nothing.
+    worse = (*front[::-1], JudgedPath(bin=2, macs=500, ap=0.4))
+    assert hypervolume(worse, 1, 1000) == pytest.approx(70 / 3)
+    assert hypervolume(front_of((1, 30)), 1, 1000) == pytest.approx(30)
+
+
+def test_an_envelope_is_the_best_ap_that_fits() -> None:
+    front = front_of((10, 20), (20, 15), (40, 30))
+    assert envelope(front, np.array([5.0, 10.0, 25.0, 40.0])).tolist() == [0.0, 20.0, 20.0, 30.0]
+
+
+def test_half_the_macs_for_the_same_ap_are_a_ratio_of_one_half() -> None:
+    base = front_of((100, 10), (200, 20), (400, 30))
+    half = front_of((50, 10), (100, 20), (200, 30))
+    assert compute_ratio(half, base) == pytest.approx(0.5)
+    assert compute_ratio(base, half) == pytest.approx(2.0)
+    assert compute_ratio(base, base) == pytest.approx(1.0)
+
+
+def test_compute_for_equal_ap_means_nothing_where_fronts_are_flat_or_apart() -> None:
+    flat = front_of((100, 10.0), (200, 10.4))
+    assert compute_ratio(flat, flat) is None
+    assert compute_ratio(front_of((100, 10), (200, 20)), front_of((100, 30), (200, 40))) is None
+
+
+def test_an_interval_is_students() -> None:
+    values = [0.2, 0.9, 0.4, 0.6]
+    found = interval(values)
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.sign == "above"
+    assert interval([-0.2, -0.3, -0.25]).sign == "below"
+    assert interval([-1.0, 1.0]).sign == "not resolved"
+    assert interval([5.0]).sign == "not resolved"  # one seed resolves nothing
+
+
+def test_contrasts_are_paired_by_seed() -> None:
+    points = ((10.0, 20.0), (100.0, 50.0))
+    better = [judgement_of(*((macs, ap + 1) for macs, ap in points)), judgement_of((10, 71))]
+    plain = [judgement_of(*points), judgement_of((10, 70))]
+    results = {"detofa": better, "ofa": plain, "random-pruned": plain}
+    found = contrasts(results, 10, 1000)["front, mean AP"]
+    # Seeds differ by 35 points and arms by one: only pairs see that.
+    assert found["detofa - ofa"].mean == pytest.approx(1.0)
+    assert found["detofa - ofa"].sign == "above"
+    assert found["random-pruned - ofa"].mean == 0.0
+    assert savings(results)["detofa - ofa"] is None  # one of the pairs is flat
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_plan_can_be_made(task: str, size: str) -> None:
+    plan = plan_of(task, size, "data")
+    assert len(plan.seeds) == len(set(plan.seeds)) > 0
+    assert plan.train.filter.prune == "always"  # the experiment is about what pruning does
+    assert (plan.glyphs is not None) == (task == "glyphs")
+
+
+@pytest.mark.slow
+def test_the_smoke_run_goes_through_and_again_only_reports(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.method.run", "glyphs", "--work", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    printed = []
+    for _ in range(2):
+        done = subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout.split("# glyphs")[0])
+    assert "train detofa-0" in printed[0]
+    assert "train" not in printed[1]  # all was there
+    report = json.loads((tmp_path / "report.json").read_text())
+    for pairs in report["differences"].values():
+        assert set(pairs) == {"detofa - ofa", "detofa - random-pruned", "random-pruned - ofa"}
+    arms = report["arms"]
+    for arm in ("ofa", "random-pruned"):  # which have no labels to pay for
+        pairs = zip(arms[arm]["steps"], arms["detofa"]["steps"], strict=True)
+        assert all(more > steps for more, steps in pairs)
+    assert "not resolved" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "report.svg").read_text().startswith("<?xml")

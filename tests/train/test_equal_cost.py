@@ -1,0 +1,79 @@
+"""Equal cost: steps of another method for what a run by detofa cost, labels included."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from detofa.errors import UserError
+from detofa.files import write_json
+from detofa.train.config import FilterPlan, TrainConfig
+from detofa.train.equal_cost import seconds_spent, steps_of_equal_cost
+from detofa.train.run import RunFolder
+
+STEPS = 100
+
+
+@pytest.fixture
+def config() -> TrainConfig:
+    return TrainConfig(
+        data="x", method="detofa", steps=STEPS, largest_first=0.2, filter=FilterPlan(warm_up=0.5)
+    )
+
+
+@pytest.fixture
+def run(config: TrainConfig, tmp_path: Path) -> RunFolder:
+    """Return a finished run: 20 steps of 1 s, 30 of 3 s, 50 of 2 s, and 60 s for the filter."""
+    run = RunFolder(path=tmp_path)
+    config.save(run.config)
+    seconds = [1.0] * 20 + [3.0] * 30 + [2.0] * 50
+    for step, value in enumerate(seconds, start=1):
+        run.log({"step": step, "loss": 1.0, "seconds": value})
+    run.log({"step": STEPS, "ap": {"largest": 0.5}})
+    write_json(run.filter_report, "filter_report", {"label_seconds": 50.0, "fit_seconds": 10.0})
+    return run
+
+
+def test_what_a_run_spent_is_its_steps_and_its_filter(run: RunFolder) -> None:
+    spent = seconds_spent(run)
+    assert (spent.training, spent.filtering, spent.total) == (210.0, 60.0, 270.0)
+
+
+def test_steps_make_up_for_labels_and_for_cheaper_paths(
+    config: TrainConfig, run: RunFolder
+) -> None:
+    plain = dataclasses.replace(config, method="ofa", seed=7)
+    # A fifth of its steps cost 1 s, the rest 3 s: 2.6 s a step.
+    assert steps_of_equal_cost(plain, run) == round(270 / 2.6)
+    control = dataclasses.replace(config, method="random-pruned")
+    # Half of its steps cost what those after the filter did: 2.1 s a step.
+    assert steps_of_equal_cost(control, run) == round(270 / 2.1)
+
+
+def test_one_slow_step_does_not_count(config: TrainConfig, run: RunFolder) -> None:
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    lines[60]["seconds"] = 1000.0
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plain = dataclasses.replace(config, method="ofa")
+    assert steps_of_equal_cost(plain, run) == round(270 / 2.6)
+
+
+def test_what_cannot_be_compared_is_refused(config: TrainConfig, run: RunFolder) -> None:
+    with pytest.raises(UserError, match="differs in batch_size, filter"):
+        steps_of_equal_cost(
+            dataclasses.replace(config, method="ofa", batch_size=2, filter=FilterPlan(keep=0.5)),
+            run,
+        )
+    lines = run.metrics.read_text().splitlines(keepends=True)
+    run.metrics.write_text("".join(lines[:99]))
+    with pytest.raises(UserError, match="99 of 100 steps; finish it first"):
+        steps_of_equal_cost(config, run)
+    dataclasses.replace(config, method="ofa").save(run.config)
+    with pytest.raises(UserError, match="trained by ofa; equal cost is told from a run by detofa"):
+        steps_of_equal_cost(config, run)
+
+
+def test_a_filter_before_paths_share_weights_is_refused() -> None:
+    with pytest.raises(UserError, match=r"warm_up of the filter \(0.2\) should be above"):
+        TrainConfig(data="x", method="detofa", largest_first=0.3, filter=FilterPlan(warm_up=0.2))
