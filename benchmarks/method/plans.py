@@ -39,7 +39,7 @@ class Plan:
     glyphs: GlyphTask | None = None
     scenes: tuple[int, int, int] = (0, 0, 0)
     crops: tuple[int, int] = (0, 0)
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     candidates_per_bin: int = 6
     paths_in_common: int = 2
 
@@ -150,7 +150,6 @@ def _glyphs_gpu() -> Plan:
         desk,
         scenes=(40_000, 1000, 4000),
         crops=(100_000, 4800),
-        seeds=(0, 1, 2, 3, 4),
         pretrain=replace(desk.pretrain, steps=6000, batch_size=256, workers=8),
         train=replace(
             desk.train,
