@@ -42,6 +42,7 @@ from detofa.train.evaluate import (
     extract_recalibrated,
 )
 from detofa.train.path_evaluations import PathEvaluations
+from detofa.train.ranks import ALONE, Ranks
 from detofa.train.run import RunFolder
 
 Values = NDArray[np.float64]
@@ -61,6 +62,7 @@ class Chooser:
         labels: Paths evaluated to fit the predictor, beside the smallest and the largest.
         data: Folder of the data set, where it is no longer where the run was trained.
         on_progress: Told what is being done, and the share done.
+        ranks: The processes that share the evaluation of paths.
 
     Raises:
         UserError: the run has no supernet, or the table is of another space.
@@ -75,7 +77,9 @@ class Chooser:
         labels: int = 20,
         data: Path | None = None,
         on_progress: Progress = lambda doing, share: None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.run, self.table, self.seed, self.labels = run, table, seed, labels
         self.on_progress = on_progress
         self.supernet, self.record = load_supernet(run.supernet)
@@ -92,6 +96,7 @@ class Chooser:
             space=self.space,
             supernet_sha256=self._supernet_sha256,
             evaluate=self._evaluate_paths,
+            saves=ranks.is_first,
         )
 
     @cached_property
@@ -227,13 +232,16 @@ class Chooser:
         return self.evaluations.of(genes, lambda share: self.on_progress(doing, share))
 
     def _evaluate_paths(self, archs: Sequence[Arch], halves: bool) -> Iterator[PathFigures]:
-        return evaluate_paths(
-            self.supernet,
+        return self.ranks.spread(
+            lambda some: evaluate_paths(
+                self.supernet,
+                some,
+                self.recalibration,
+                self.validation,
+                self.postprocessing,
+                halves=halves,
+            ),
             archs,
-            self.recalibration,
-            self.validation,
-            self.postprocessing,
-            halves=halves,
         )
 
     # ---- steps of a choice ----------------------------------------------------------------

