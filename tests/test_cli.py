@@ -503,6 +503,48 @@ def test_a_filter_needs_a_table_for_latencies(run, place):
     assert run("filter", "--budget", "watts").code == 2
 
 
+def test_a_chosen_subnet_is_finetuned_exported_and_left_as_it_was(run, place):
+    before = (place / "subnet.json").read_bytes()
+    done = run("finetune", "subnet.json", "--epochs", 1, "--batch-size", 2)
+    assert done.code == 0, done.err
+    assert "AP on val (4 images)" in done.out
+    assert "wrote subnet-finetuned.json" in done.out
+    assert (place / "subnet.json").read_bytes() == before
+    tuned, chosen = Subnet.load(place / "subnet-finetuned.json"), Subnet.load(place / "subnet.json")
+    assert tuned.arch == chosen.arch
+    assert tuned.weights_sha256 != chosen.weights_sha256
+    assert tuned.figures["ap"].conditions["finetune_steps"] == 2
+    done = run("export", "subnet-finetuned.json")
+    assert done.code == 0, done.err
+    # Its run is none that `detofa search` would take for the newest supernet.
+    assert run("search", "--macs", "20M", "--labels", "3", "--output", "b.json").code == 0
+
+
+def test_finetuning_that_cannot_be_done_is_refused(run, place):
+    done = run("finetune", "subnet.json", "--output", "subnet.json")
+    assert done.code == 1
+    assert "should be another .json file" in done.err
+    assert run("finetune", "subnet.json", "--epochs", 0).code == 2
+    done = run("finetune", "missing.json")
+    assert done.code == 1
+    assert "missing.json" in done.err
+    shutil.rmtree(place / "runs")
+    done = run("finetune", "subnet.json")
+    assert done.code == 1
+    assert "name the data set's folder with --data" in done.err
+
+
+def test_cost_of_a_run_that_does_not_fit_is_refused(run, place):
+    arguments = ["train", "--data", "squares", "--recipe", "recipe.toml"]
+    done = run(*arguments, "--cost-of", "squares-tiny")
+    assert done.code == 1
+    assert "was trained by ofa" in done.err
+    done = run(*arguments, "--cost-of", "squares-tiny", "--steps", 3)
+    assert done.code == 2
+    assert "either --steps or --cost-of" in done.err
+    assert run(*arguments, "--cost-of", "nowhere").code == 1
+
+
 def test_search_writes_a_subnet_and_a_copy_in_the_run(run, place):
     subnet = Subnet.load(place / "subnet.json")
     assert subnet.figures["macs"].value <= 20e6

@@ -175,6 +175,7 @@ def _bccd(data: str) -> Plan:
             evaluations=1,
             filter=FilterPlan(bins=5, labels_per_bin=12, prune="always"),
         ),
+        seeds=(0, 1, 2),
     )
 
 
