@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.arch import Arch
+from detofa.choose.figures import figures_of
 from detofa.choose.ranking import Ranking
 from detofa.choose.records import Budget, Choice, Finalist, merit
 from detofa.data.dataset import Category, DetectionDataset, load_dataset
@@ -33,7 +33,7 @@ from detofa.search import (
     search,
 )
 from detofa.space import Genes, SearchSpace
-from detofa.subnet import Figure, PostProcessing, Subnet
+from detofa.subnet import PostProcessing, Subnet
 from detofa.train.checkpoint import load_supernet, save_subnet_weights
 from detofa.train.evaluate import (
     PathFigures,
@@ -158,9 +158,9 @@ class Chooser:
             best = result.genes[finalists(result, len(genes) + count)]
             return predictor, result, _with_new(genes, best)[: len(genes) + count]
 
-        # What the first round finds tells the second one more about paths near the budget.
-        _, _, genes = find(top_k - top_k // 2)
-        predictor, result, genes = find(top_k // 2)
+        predictor, result, genes = find(top_k - top_k // 2)
+        if top_k > 1:  # what the first round found tells more about paths near the budget
+            predictor, result, genes = find(top_k // 2)
         if budget.kind == "latency":
             # The best below a tighter limit, should all others be measured just over theirs.
             genes = _with_new(genes, result.genes[result.costs <= _SPARE * budget.limit][:1])
@@ -390,51 +390,13 @@ class Chooser:
             weights_sha256=sha256_file(weights),
             supernet_sha256=self._supernet_sha256,
             recalibration=dict(self.recalibration.to_json()),
-            figures=self._figures(winner),
+            figures=figures_of(winner, self.validation, self.table, self._slowdown),
             device=None if table is None else table.device.name,
             table_sha256=None if table is None else table.sha256,
             command=command,
         )
         subnet.save(output)
         return subnet
-
-    def _figures(self, winner: Finalist) -> dict[str, Figure]:
-        split = {"split": self.validation.split, "images": len(self.validation.images)}
-        figures = {
-            "ap": Figure(value=winner.ap, unit="AP", source="measured", conditions=split),
-            "ap50": Figure(value=winner.ap50, unit="AP50", source="measured", conditions=split),
-            "ap_predicted": Figure(value=winner.predicted_ap, unit="AP", source="predicted"),
-            "macs": Figure(value=winner.macs, unit="MACs", source="exact"),
-            "num_params": Figure(value=winner.num_params, unit="parameters", source="exact"),
-        }
-        table = self.table
-        if table is None or winner.predicted_ms is None:
-            return figures
-        conditions = {
-            "device": table.device.name,
-            "runtime": table.runtime,
-            "runtime_version": table.runtime_version,
-            "precision": table.precision,
-            "batch": table.batch,
-            "threads": table.threads,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        figures["latency_predicted"] = Figure(
-            value=winner.predicted_ms,
-            unit="ms",
-            source="predicted",
-            conditions=conditions | {"date": table.date},
-            low=winner.low_ms,
-            high=winner.high_ms,
-        )
-        if winner.measured_ms is not None:
-            figures["latency"] = Figure(
-                value=winner.measured_ms,
-                unit="ms",
-                source="measured",
-                conditions=conditions | {"slowdown_since_table": round(self._slowdown, 4)},
-            )
-        return figures
 
 
 def _search(
