@@ -39,8 +39,8 @@ class Plan:
     glyphs: GlyphTask | None = None
     scenes: tuple[int, int, int] = (0, 0, 0)
     crops: tuple[int, int] = (0, 0)
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    candidates_per_bin: int = 6
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    candidates_per_bin: int = 5
     paths_in_common: int = 2
 
 
@@ -107,7 +107,7 @@ def _glyphs(glyphs: GlyphTask) -> Plan:
     """Return the plan for two cores: an hour in all."""
     return Plan(
         glyphs=glyphs,
-        scenes=(4000, 200, 400),
+        scenes=(4000, 200, 300),
         crops=(12000, 960),
         pretrain=TrainConfig(
             data=_CROPS,
@@ -150,6 +150,8 @@ def _glyphs_gpu() -> Plan:
         desk,
         scenes=(40_000, 1000, 4000),
         crops=(100_000, 4800),
+        seeds=(0, 1, 2, 3, 4),
+        candidates_per_bin=8,
         pretrain=replace(desk.pretrain, steps=6000, batch_size=256, workers=8),
         train=replace(
             desk.train,

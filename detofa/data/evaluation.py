@@ -58,15 +58,10 @@ def evaluate_detections(
         dataset: The split; crowds and areas count as COCO counts them.
         detections: One per image, in the order of `dataset.images`.
     """
-    truth = _truth(dataset)
-    results = detections_to_coco(dataset, detections)
+    evaluation = _evaluation(dataset, detections)
     with _SILENT, contextlib.redirect_stdout(io.StringIO()):
-        found = truth.loadRes(results) if results else _coco(dataset, [])
-        evaluation = COCOeval(truth, found, "bbox")
         evaluation.evaluate()
-        evaluation.accumulate()
-    # (IoU thresholds, recalls, classes, areas, caps on detections); -1 where a class has no box.
-    precision = evaluation.eval["precision"][..., -1]
+    precision = _precision(evaluation)
     ap = _mean(precision[..., 0])
     return AveragePrecision(
         ap=ap or 0.0,
@@ -84,6 +79,58 @@ def evaluate_detections(
             for index, category in enumerate(dataset.categories)
         ),
     )
+
+
+def evaluate_parts(
+    dataset: DetectionDataset, detections: Sequence[Detections], parts: Sequence[slice]
+) -> list[tuple[float, float]]:
+    """Compute AP and AP50 of several parts of a split, in little more time than that of one.
+
+    Args:
+        dataset: The split.
+        detections: One per image, in the order of `dataset.images`.
+        parts: Which images each part has.
+
+    Returns:
+        (AP, AP50) of each part, as `evaluate_detections` gives them for those images alone.
+    """
+    evaluation = _evaluation(dataset, detections)
+    params = evaluation.params
+    every_size = params.areaRngLbl.index("all")
+    params.areaRng, params.areaRngLbl = [params.areaRng[every_size]], ["all"]
+    with _SILENT, contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+    # Class by class, one record for each image in the order of params.imgIds.
+    records = np.array(evaluation.evalImgs, object).reshape(-1, len(params.imgIds))
+    columns = {image_id: column for column, image_id in enumerate(params.imgIds)}
+    figures = []
+    for part in parts:
+        chosen = sorted(columns[image.image_id] for image in dataset.images[part])
+        evaluation.evalImgs = records[:, chosen].ravel().tolist()
+        # What accumulate() takes to have been evaluated; its own argument only works for all.
+        evaluation._paramsEval.imgIds = [params.imgIds[column] for column in chosen]
+        precision = _precision(evaluation)[..., 0]
+        figures.append((_mean(precision) or 0.0, _mean(precision[0]) or 0.0))
+    return figures
+
+
+def _evaluation(dataset: DetectionDataset, detections: Sequence[Detections]) -> COCOeval:
+    truth = _truth(dataset)
+    results = detections_to_coco(dataset, detections)
+    with _SILENT, contextlib.redirect_stdout(io.StringIO()):
+        found = truth.loadRes(results) if results else _coco(dataset, [])
+        return COCOeval(truth, found, "bbox")
+
+
+def _precision(evaluation: COCOeval) -> Any:
+    """Return the precisions of an evaluation that has been run.
+
+    Returns:
+        (IoU thresholds, recalls, classes, areas); -1 where a class has no box.
+    """
+    with _SILENT, contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate(evaluation._paramsEval)
+    return evaluation.eval["precision"][..., -1]
 
 
 def detections_to_coco(

@@ -1,11 +1,15 @@
 """From a model's candidate boxes to detections: threshold, clip, non-maximum suppression."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from detofa.imaging import Letterbox
 from detofa.runtime.detections import Detections
 from detofa.subnet import PostProcessing
+
+_NMS_CHUNK = 256  # boxes compared with each other at once; most images are done with the first
 
 
 def pairwise_iou(
@@ -15,9 +19,12 @@ def pairwise_iou(
 
     Two boxes without area have 0.
     """
-    corner_low = np.maximum(first_xyxy[:, None, :2], second_xyxy[None, :, :2])
-    corner_high = np.minimum(first_xyxy[:, None, 2:], second_xyxy[None, :, 2:])
-    shared = np.clip(corner_high - corner_low, 0, None).prod(axis=-1)
+    x_low, y_low, x_high, y_high = first_xyxy.T[:, :, None]
+    other_x_low, other_y_low, other_x_high, other_y_high = second_xyxy.T
+    shared = np.minimum(x_high, other_x_high) - np.maximum(x_low, other_x_low)
+    shared = shared.clip(0)
+    height = np.minimum(y_high, other_y_high) - np.maximum(y_low, other_y_low)
+    shared *= height.clip(0)
     total = box_areas(first_xyxy)[:, None] + box_areas(second_xyxy)[None] - shared
     iou: NDArray[np.float32] = np.divide(shared, total, out=np.zeros_like(shared), where=total > 0)
     return iou
@@ -48,21 +55,24 @@ def non_maximum_suppression(
     Returns:
         (M,) indices of the chosen boxes, best score first; equal scores keep their order.
     """
-    x_low, y_low, x_high, y_high = np.ascontiguousarray(boxes_xyxy.T)
-    areas = (x_high - x_low) * (y_high - y_low)
-    alive = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores, kind="stable")
     kept: list[int] = []
-    while len(alive) and len(kept) < max_detections:
-        best, alive = alive[0], alive[1:]
-        kept.append(int(best))
-        rivals = np.flatnonzero(labels[alive] == labels[best])
-        those = alive[rivals]
-        width = np.minimum(x_high[those], x_high[best]) - np.maximum(x_low[those], x_low[best])
-        height = np.minimum(y_high[those], y_high[best]) - np.maximum(y_low[those], y_low[best])
-        shared = width.clip(0) * height.clip(0)
-        covered = shared > iou_threshold * (areas[those] + areas[best] - shared)
-        if covered.any():
-            alive = np.delete(alive, rivals[covered])
+    for start in range(0, len(order), _NMS_CHUNK):
+        chunk = order[start : start + _NMS_CHUNK]
+
+        def covered_by(boxes: NDArray[np.int64], chunk: NDArray[np.int64] = chunk) -> Any:
+            overlap = pairwise_iou(boxes_xyxy[boxes], boxes_xyxy[chunk]) > iou_threshold
+            return overlap & (labels[boxes][:, None] == labels[chunk])
+
+        gone = covered_by(np.array(kept, np.int64)).any(axis=0)
+        covered = covered_by(chunk)
+        for place, index in enumerate(chunk.tolist()):
+            if gone[place]:
+                continue
+            kept.append(index)
+            if len(kept) == max_detections:
+                return np.array(kept, np.int64)
+            gone |= covered[place]
     return np.array(kept, np.int64)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from detofa.arch import Arch
 from detofa.blocks import NeckHead
 from detofa.data.dataset import DetectionDataset
-from detofa.data.evaluation import AveragePrecision, evaluate_detections
+from detofa.data.evaluation import AveragePrecision, evaluate_detections, evaluate_parts
 from detofa.data.loader import calibration_images
 from detofa.imaging import Preprocessing, read_image
 from detofa.runtime.detections import Detections
@@ -100,13 +100,20 @@ def evaluate_detector(
     Returns:
         Its AP, and the detections of every image.
     """
+    found = _detect(detector, dataset, batch_size)
+    return evaluate_detections(dataset, found), found
+
+
+def _detect(
+    detector: Detector, dataset: DetectionDataset, batch_size: int = _BATCH_SIZE
+) -> list[Detections]:
     found: list[Detections] = []
     for start in range(0, len(dataset.images), batch_size):
         images = [read_image(record.path) for record in dataset.images[start : start + batch_size]]
         found += detector.detect(
             images, score_threshold=EVALUATION_THRESHOLD, batch_size=batch_size
         )
-    return evaluate_detections(dataset, found), found
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,16 +173,13 @@ def evaluate_paths(
             [(category.id, category.name) for category in dataset.categories],
             postprocessing,
         )
+        of_halves = None
         if halves:
-            result, figures = _evaluate_halves(detector, dataset)
+            ap, ap50, of_halves = _judge_halves(detector, dataset)
         else:
-            result, figures = evaluate_detector(detector, dataset)[0], None
-        return PathFigures(
-            ap=result.ap,
-            ap50=result.ap50,
-            seconds=time.thread_time() - begin,
-            halves=figures,
-        )
+            ((ap, ap50),) = evaluate_parts(dataset, _detect(detector, dataset), [slice(None)])
+        seconds = time.thread_time() - begin
+        return PathFigures(ap=ap, ap50=ap50, seconds=seconds, halves=of_halves)
 
     for image_size in {arch.image_size for arch in archs}:
         recalibration.images(image_size)  # made once, not by each thread
@@ -187,21 +191,30 @@ def evaluate_paths(
         pool.shutdown(cancel_futures=True)
 
 
-def _evaluate_halves(
+def _judge_halves(
     detector: Detector, dataset: DetectionDataset
-) -> tuple[AveragePrecision, tuple[HalfFigures, HalfFigures]]:
-    """Run a detector over every other image, then over the rest; judge all, and each half."""
-    halves = [dataclasses.replace(dataset, images=dataset.images[i::2]) for i in (0, 1)]
-    (first, first_loss), (second, second_loss) = (_detect_half(detector, half) for half in halves)
+) -> tuple[float, float, tuple[HalfFigures, HalfFigures]]:
+    """Run a detector over every other image, then over the rest; return AP, AP50, and of each."""
+    parts = [slice(start, None, 2) for start in (0, 1)]
+    halves = [dataclasses.replace(dataset, images=dataset.images[part]) for part in parts]
+    (first, first_loss), (second, second_loss) = (
+        _detect_with_loss(detector, half) for half in halves
+    )
     found = first + second
-    found[::2], found[1::2] = first, second
-    return evaluate_detections(dataset, found), (
-        HalfFigures(ap=evaluate_detections(halves[0], first).ap, loss=first_loss),
-        HalfFigures(ap=evaluate_detections(halves[1], second).ap, loss=second_loss),
+    found[parts[0]], found[parts[1]] = first, second
+    (ap, ap50), (first_ap, _), (second_ap, _) = evaluate_parts(
+        dataset, found, [slice(None), *parts]
+    )
+    return (
+        ap,
+        ap50,
+        (HalfFigures(ap=first_ap, loss=first_loss), HalfFigures(ap=second_ap, loss=second_loss)),
     )
 
 
-def _detect_half(detector: Detector, dataset: DetectionDataset) -> tuple[list[Detections], float]:
+def _detect_with_loss(
+    detector: Detector, dataset: DetectionDataset
+) -> tuple[list[Detections], float]:
     """Return the detections of each image, and the mean loss."""
     session = detector.session
     assert isinstance(session, TorchSession)

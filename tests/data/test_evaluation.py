@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 
 import numpy as np
@@ -7,7 +8,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detofa.data.dataset import load_dataset
-from detofa.data.evaluation import detections_to_coco, evaluate_detections
+from detofa.data.evaluation import detections_to_coco, evaluate_detections, evaluate_parts
 from detofa.runtime.detections import Detections
 
 CATS = [(3, "cat"), (17, "dog")]
@@ -97,6 +98,36 @@ def test_the_truth_itself_scores_one(data_dir, name):
         for image in dataset.images
     ]
     assert evaluate_detections(dataset, crowds_out).ap == pytest.approx(1)
+
+
+def test_parts_have_the_figures_of_their_images_alone(tmp_path, make_coco):
+    generator = np.random.default_rng(1)
+    images = [
+        [(int(generator.choice([3, 17])), (5, 5, 12 + 3 * n, 20)), (3, (50, 40, 40, 30))]
+        for n in range(7)
+    ]
+    images[4] = []  # no boxes
+    dataset = load_dataset(make_coco(tmp_path, {"val": images}, CATS), "val")
+    found = []
+    for truth in _truth_as_detections(dataset):
+        shifted = truth.boxes_xyxy + generator.normal(0, 4, truth.boxes_xyxy.shape)
+        found.append(
+            Detections(
+                boxes_xyxy=shifted.astype(np.float32),
+                scores=generator.random(len(truth)).astype(np.float32),
+                labels=np.where(generator.random(len(truth)) < 0.8, truth.labels, 0),
+            )
+        )
+    parts = [slice(None), slice(0, None, 2), slice(1, None, 2), slice(4, 5)]
+    figures = evaluate_parts(dataset, found, parts)
+    for part, (ap, ap50) in zip(parts, figures, strict=True):
+        alone = dataclasses.replace(dataset, images=dataset.images[part])
+        expected = evaluate_detections(alone, found[part])
+        assert (ap, ap50) == (expected.ap, expected.ap50)
+    assert 0 < figures[1][0] < 1
+    assert figures[1] != figures[2]
+    assert figures[3] == (0.0, 0.0)
+    assert evaluate_parts(dataset, [_found()] * 7, parts) == [(0.0, 0.0)] * 4
 
 
 def test_figures_equal_pycocotools_on_the_original_file(data_dir):

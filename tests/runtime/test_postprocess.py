@@ -24,13 +24,14 @@ def placed(image_size=(96, 128), original=(96, 128)):
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("iou_threshold", [0.0, 0.3, 0.6, 1.0])
-def test_suppression_equals_torchvision(seed, iou_threshold):
+@pytest.mark.parametrize("count", [200, 700])  # all compared at once, and in turns
+def test_suppression_equals_torchvision(seed, iou_threshold, count):
     rng = np.random.default_rng(seed)
-    boxes = random_boxes(rng, 200)
-    scores = rng.uniform(0, 1, 200).astype(np.float32)
+    boxes = random_boxes(rng, count)
+    scores = rng.uniform(0, 1, count).astype(np.float32)
     scores[50:100] = scores[0]  # ties keep their order
-    labels = rng.integers(0, 3, 200)
-    kept = non_maximum_suppression(boxes, scores, labels, iou_threshold, 200)
+    labels = rng.integers(0, 3, count)
+    kept = non_maximum_suppression(boxes, scores, labels, iou_threshold, count)
     peer = batched_nms(
         torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(labels), iou_threshold
     )
