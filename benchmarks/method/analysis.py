@@ -36,6 +36,12 @@ class Interval:
     low: float
     high: float
 
+    def to_json(self) -> dict[str, float | None]:
+        """Return a JSON object; an edge that one seed cannot tell is null."""
+        edges = {"low": self.low, "high": self.high}
+        known = {name: edge if np.isfinite(edge) else None for name, edge in edges.items()}
+        return {"mean": self.mean, **known}
+
     def __str__(self) -> str:
         """Return, for example, `+0.52 (-0.10 to +1.14)`."""
         return f"{self.mean:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
@@ -57,12 +63,16 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def envelope(front: Sequence[JudgedPath], macs: Values) -> Values:
-    """Return the best AP, in points, that a front has at or below each of (N,) MACs."""
-    costs = np.array([path.macs for path in front])
-    aps = np.array([100 * path.ap for path in front])
-    fits = costs <= macs[:, None]
-    best: Values = np.where(fits, aps, 0.0).max(axis=1)
-    return best
+    """Return the test AP, in points, of the path that one would choose at each of (N,) MACs.
+
+    That is the path at or below those MACs with the best AP on validation; 0 where none is.
+    """
+    chosen = np.zeros(len(macs))
+    for index, limit in enumerate(macs):
+        fitting = [path for path in front if path.macs <= limit]
+        if fitting:
+            chosen[index] = _test_ap(max(fitting, key=_validation_ap))
+    return chosen
 
 
 def hypervolume(front: Sequence[JudgedPath], low: float, high: float) -> float:
@@ -85,7 +95,8 @@ def hypervolume(front: Sequence[JudgedPath], low: float, high: float) -> float:
 def compute_ratio(front: Sequence[JudgedPath], base: Sequence[JudgedPath]) -> float | None:
     """Return the MACs that a front needs for the AP of another, as a share; None where flat.
 
-    Both fronts are lines through their non-dominated paths over log MACs. The ratio is a geometric
+    Both fronts are lines through test AP over log MACs, of those paths that no cheaper one beats
+    on validation (and, so that there is one cost for an AP, on the test). The ratio is a geometric
     mean over the AP that both reach.
     """
     lines = [_line(paths) for paths in (front, base)]
@@ -99,15 +110,23 @@ def compute_ratio(front: Sequence[JudgedPath], base: Sequence[JudgedPath]) -> fl
 
 
 def _line(front: Sequence[JudgedPath]) -> tuple[Values, Values]:
-    """Return log MACs and AP, in points, of the non-dominated paths, ascending in both."""
+    """Return log MACs and test AP, in points, ascending in both."""
     kept: list[JudgedPath] = []
     for path in sorted(front, key=lambda path: path.macs):
-        if not kept or path.ap > kept[-1].ap:
+        figures = _validation_ap, _test_ap
+        if all(figure(path) > figure(last) for figure in figures for last in kept[-1:]):
             kept.append(path)
-    return (
-        np.log([path.macs for path in kept]),
-        np.array([100 * path.ap for path in kept]),
-    )
+    return np.log([path.macs for path in kept]), np.array([_test_ap(path) for path in kept])
+
+
+def _test_ap(path: JudgedPath) -> float:
+    assert path.ap is not None
+    return 100 * path.ap
+
+
+def _validation_ap(path: JudgedPath) -> float:
+    assert path.validation_ap is not None
+    return 100 * path.validation_ap
 
 
 Results = Mapping[str, Sequence[Judgement]]
@@ -119,7 +138,9 @@ def measures(low: float, high: float) -> dict[str, Callable[[Judgement], float]]
     return {
         "front, mean AP": lambda found: mean_ap(found.front),
         "hypervolume": lambda found: hypervolume(found.front, low, high),
-        "candidates, validation": lambda found: 100 * float(np.mean(found.candidates_ap)),
+        "candidates, validation": lambda found: float(
+            np.mean([_validation_ap(path) for path in found.candidates])
+        ),
         "same paths, whole space": lambda found: mean_ap(found.whole),
         "same paths, kept ones": lambda found: mean_ap(found.kept),
     }
@@ -139,6 +160,15 @@ def contrasts(results: Results, low: float, high: float) -> dict[str, dict[str, 
         }
         for name, measure in measures(low, high).items()
     }
+
+
+def macs_mismatch(results: Results) -> float:
+    """Return how far candidates of two arms are from each other in MACs at most, as a share."""
+    costs = {
+        arm: np.log([[path.macs for path in seed.candidates] for seed in found])
+        for arm, found in results.items()
+    }
+    return float(max(np.abs(costs[one] - costs[other]).max() for one, other in CONTRASTS))
 
 
 def savings(results: Results) -> dict[str, Interval | None]:
@@ -164,7 +194,7 @@ def plot(results: Results) -> str:
         for arm in ARMS:
             fronts = [found.front for found in results[arm]]
             macs = np.array([[path.macs / 1e6 for path in front] for front in fronts])
-            aps = np.array([[100 * path.ap for path in front] for front in fronts])
+            aps = np.array([[_test_ap(path) for path in front] for front in fronts])
             for x, y in zip(macs, aps, strict=True):
                 axes.plot(x, y, color=colours[arm], linewidth=0.6, alpha=0.4)
             mean_macs = np.exp(np.log(macs).mean(axis=0))

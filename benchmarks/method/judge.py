@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.method.plans import Plan
 from detofa.data.dataset import Category, DetectionDataset, load_dataset
 from detofa.files import read_json, write_json
 from detofa.path_filter.drawing import draw_per_bin
+from detofa.path_filter.filter import PathFilter
 from detofa.path_filter.pruned_space import PrunedSpace
 from detofa.space import Genes, SearchSpace
 from detofa.subnet import PostProcessing
@@ -24,8 +26,8 @@ from detofa.train.run import RunFolder
 
 Values = NDArray[np.float64]
 _KIND = "method_arm"
-_DRAWN_PER_BIN = 200
-_CANDIDATES, _WHOLE, _KEPT = 0, 1, 2  # streams of random numbers
+_DRAWN_PER_BIN = 300
+_CANDIDATES, _WHOLE, _KEPT, _MATCHES = range(4)  # streams of random numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +37,14 @@ class JudgedPath:
     Attributes:
         bin: Index of its budget bin.
         macs: Of the whole detector.
-        ap: AP on the test split, from 0 to 1.
+        validation_ap: AP on the validation split, from 0 to 1, where it was chosen by that.
+        ap: AP on the test split, from 0 to 1; None for a candidate that was not chosen.
     """
 
     bin: int
     macs: float
-    ap: float
+    validation_ap: float | None = None
+    ap: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +52,14 @@ class Judgement:
     """What an arm came to.
 
     Attributes:
+        candidates: What the front was chosen from, on validation.
         front: Of each bin the candidate with the best AP on validation.
-        candidates_ap: (B, k) AP on validation of the candidates.
         whole: Paths of the whole space, the same in every arm and for every seed.
         kept: Paths that the filter of this seed kept, the same in every arm.
     """
 
+    candidates: tuple[JudgedPath, ...]
     front: tuple[JudgedPath, ...]
-    candidates_ap: tuple[tuple[float, ...], ...]
     whole: tuple[JudgedPath, ...]
     kept: tuple[JudgedPath, ...]
 
@@ -67,12 +71,12 @@ class Judgement:
     def load(cls, path: Path) -> "Judgement":
         """Read what `save` wrote."""
         record: dict[str, Any] = read_json(path, _KIND, remake="python -m benchmarks.method.run")
-        front, whole, kept = (
-            tuple(JudgedPath(**item) for item in record[name])
-            for name in ("front", "whole", "kept")
+        return cls(
+            **{
+                field.name: tuple(JudgedPath(**item) for item in record[field.name])
+                for field in dataclasses.fields(cls)
+            }
         )
-        candidates = tuple(tuple(row) for row in record["candidates_ap"])
-        return cls(front=front, candidates_ap=candidates, whole=whole, kept=kept)
 
 
 class Judge:
@@ -88,6 +92,7 @@ class Judge:
         self.plan, self.run = plan, run
         self.supernet: Supernet
         self.supernet, record = load_supernet(run.supernet)
+        self.supernet.to("cuda" if torch.cuda.is_available() else "cpu")
         self.space: SearchSpace = record.space
         config = run.load_config()
         self.seed = config.seed
@@ -113,36 +118,48 @@ class Judge:
     def judge(self) -> Judgement:
         """Return what the arm came to; the test split is read for winners and common paths."""
         candidates = self._candidates()
-        count = self.plan.candidates_per_bin
-        on_validation = self._evaluate(np.concatenate(candidates), self.validation)
-        aps = on_validation.reshape(len(candidates), count)
-        winners = np.stack(
-            [rows[int(best)] for rows, best in zip(candidates, aps.argmax(axis=1), strict=True)]
-        )
+        macs = self.budgets.cost(candidates)
+        bins = self.budgets.bins.index(macs)
+        aps = self._evaluate(candidates, self.validation)
+        best = [
+            int(np.flatnonzero(bins == index)[aps[bins == index].argmax()])
+            for index in range(self.budgets.bins.count)
+        ]
+        front = self._judged(candidates[best])
+        common = self.plan.paths_in_common
         return Judgement(
-            front=self._judged(winners),
-            candidates_ap=tuple(tuple(row) for row in aps.tolist()),
-            whole=self._judged(self._draw(None, self.plan.paths_in_common, _WHOLE, seed=0)),
-            kept=self._judged(
-                self._draw(self.filtered, self.plan.paths_in_common, _KEPT, seed=self.seed)
+            candidates=tuple(
+                JudgedPath(bin=int(place), macs=float(cost), validation_ap=float(ap))
+                for place, cost, ap in zip(bins, macs, aps, strict=True)
             ),
+            front=tuple(
+                dataclasses.replace(path, validation_ap=float(ap))
+                for path, ap in zip(front, aps[best], strict=True)
+            ),
+            whole=self._judged(self._draw(None, common, _WHOLE, seed=0)),
+            kept=self._judged(self._draw(self.filtered, common, _KEPT, seed=self.seed)),
         )
 
-    def _candidates(self) -> list[Genes]:
-        """Return paths of each bin that the arm trained on, matched in MACs between arms."""
-        edges = np.log(self.budgets.bins.edges)
-        drawn = self._draw(self.own, _DRAWN_PER_BIN, _CANDIDATES, seed=self.seed)
-        chosen = []
-        for index, genes in enumerate(np.split(drawn, self.budgets.bins.count)):
-            shares = (np.arange(self.plan.candidates_per_bin) + 0.5) / self.plan.candidates_per_bin
-            wanted = edges[index] + shares * (edges[index + 1] - edges[index])
-            distances = np.abs(np.log(self.budgets.cost(genes))[:, None] - wanted)
-            rows: list[int] = []
-            for column in range(len(wanted)):
-                distances[rows, column] = np.inf  # each path once
-                rows.append(int(distances[:, column].argmin()))
-            chosen.append(genes[rows])
-        return chosen
+    def _candidates(self) -> Genes:
+        """Return paths of each bin that the arm trained on, matched in MACs between arms.
+
+        The filtered arm's are drawn from what its filter kept; any other arm's are those of its own
+        space that are nearest to these in MACs.
+        """
+        count = self.plan.candidates_per_bin
+        wanted = self._draw(self.filtered, count, _CANDIDATES, seed=self.seed)
+        if self.own is not None and isinstance(self.own.path_filter, PathFilter):
+            return wanted
+        drawn = self._draw(self.own, _DRAWN_PER_BIN, _MATCHES, seed=self.seed)
+        bins = self.budgets.bins
+        places, targets = bins.index(self.budgets.cost(drawn)), self.budgets.cost(wanted)
+        distances = np.abs(np.log(self.budgets.cost(drawn))[:, None] - np.log(targets))
+        distances[places[:, None] != bins.index(targets)] = np.inf
+        rows: list[int] = []
+        for column in range(len(targets)):
+            distances[rows, column] = np.inf  # each path once
+            rows.append(int(distances[:, column].argmin()))
+        return drawn[rows]
 
     def _draw(self, source: PrunedSpace | None, per_bin: int, stream: int, *, seed: int) -> Genes:
         """Return (B * per_bin, num_genes) paths, drawn evenly over the bins."""
@@ -170,4 +187,4 @@ class Judge:
 
 def mean_ap(paths: Sequence[JudgedPath]) -> float:
     """Return the mean AP of paths, in points (0 to 100)."""
-    return 100 * float(np.mean([path.ap for path in paths]))
+    return 100 * float(np.mean([path.ap for path in paths if path.ap is not None]))

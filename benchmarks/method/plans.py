@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.method.glyph_task import GlyphTask
 from detofa import recipes
 from detofa.data.transforms import Augmentation
+from detofa.errors import UserError
 from detofa.train.config import FilterPlan, TrainConfig
 
 TASKS = ("glyphs", "bccd", "voc", "coco")
@@ -51,6 +52,9 @@ def plan_of(task: str, size: str, data: str) -> Plan:
         task: One of `TASKS`.
         size: One of `SIZES`: a minute's check, this machine, or GPUs.
         data: Folder of the data set; of no account for glyphs.
+
+    Raises:
+        UserError: the task has no such size.
     """
     match task, size:
         case "glyphs", "smoke":
@@ -59,12 +63,16 @@ def plan_of(task: str, size: str, data: str) -> Plan:
             return _glyphs(GlyphTask.at_difficulty(0.3, num_classes=24))
         case "glyphs", "gpu":
             return _glyphs_gpu()
-        case "bccd", "smoke":
+        case _, "smoke":
             return Plan(train=_tiny(data), seeds=(0,), candidates_per_bin=2, paths_in_common=1)
-        case "bccd", _:
+        case "bccd", "desk":
             return _bccd(data)
-        case _:
+        case "voc" | "coco", "gpu":
             return _photos(task, data)
+        case _:
+            raise UserError(
+                f"task {task} has no size {size}: bccd is for the desk, voc and coco are for GPUs"
+            )
 
 
 def _tiny(data: str) -> TrainConfig:

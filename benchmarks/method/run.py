@@ -12,13 +12,15 @@ cost. `--slope` trains plain once-for-all only, and shows whether AP rises with 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -27,18 +29,29 @@ from typing import Any
 
 import torch
 
-from benchmarks.method.analysis import ARMS, Interval, contrasts, measures, plot, savings
+from benchmarks.method.analysis import (
+    ARMS,
+    Interval,
+    contrasts,
+    macs_mismatch,
+    measures,
+    plot,
+    savings,
+)
+from benchmarks.method.glyph_task import GlyphTask
 from benchmarks.method.glyphs import TASK_FILE, make_crops, make_scenes
 from benchmarks.method.judge import Judge, Judgement
 from benchmarks.method.plans import SIZES, TASKS, Plan, plan_of
 from detofa.cli.runs import saved_step
+from detofa.data.dataset import available_splits
 from detofa.errors import UserError
-from detofa.files import write_json, write_text
+from detofa.files import read_json, write_json, write_text
 from detofa.train.config import TrainConfig
 from detofa.train.equal_cost import seconds_spent
 from detofa.train.run import RunFolder
 
 _REPOSITORY = Path(__file__).parents[2]
+_LOG_CHARACTERS = 2000
 _PAPER = (
     "The paper's own figures, for its own spaces and data (arXiv 2303.13121): 30 % less compute "
     "for the optimal architecture on Pascal VOC and 63 % on COCO; 0.85 and 0.45 points of AP on "
@@ -68,8 +81,8 @@ class Place:
         """Return the path of what a run came to."""
         return self.run(name).path / "judgement.json"
 
-    def start(self, *command: str) -> None:
-        """Run a module's command in the folder, its output to log.txt.
+    def start(self, name: str, *command: str) -> None:
+        """Run a module's command in the folder, its output to logs/NAME.txt.
 
         Raises:
             UserError: it failed; shows the end of its output.
@@ -79,30 +92,42 @@ class Place:
             launch += ["torch.distributed.run", "--standalone"]
             launch += ["--nproc-per-node", str(self.processes), "-m"]
         threads = str(self.threads)
-        done = subprocess.run(
-            [*launch, *command],
-            cwd=self.work,
-            env=os.environ | {"PYTHONPATH": str(_REPOSITORY), "OMP_NUM_THREADS": threads},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        with (self.work / "log.txt").open("a", encoding="utf-8") as log:
-            log.write(f"$ {' '.join(command)}\n{done.stdout}\n")
+        log = self.work / "logs" / f"{name}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"$ {' '.join(command)}\n")
+            file.flush()
+            done = subprocess.run(
+                [*launch, *command],
+                cwd=self.work,
+                env=os.environ | {"PYTHONPATH": str(_REPOSITORY), "OMP_NUM_THREADS": threads},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
         if done.returncode:
-            raise UserError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}")
+            end = log.read_text(encoding="utf-8")[-_LOG_CHARACTERS:]
+            raise UserError(f"{' '.join(command)} failed; the end of {log}:\n{end}")
 
     def train(self, command: str, name: str, config: TrainConfig, *more: str) -> RunFolder:
-        """Train a run unless it is finished."""
+        """Train a run unless it is finished.
+
+        Raises:
+            UserError: a run of that name was trained by another plan.
+        """
         run = self.run(name)
-        if run.config.is_file() and saved_step(run) >= run.load_config().steps:
-            return run
+        if run.config.is_file():
+            theirs = run.load_config()
+            expected = replace(config, steps=theirs.steps) if "--cost-of" in more else config
+            if theirs != expected:
+                raise UserError(f"{run.path} is of another plan; use another --work")
+            if saved_step(run) >= theirs.steps:
+                return run
         recipe = self.work / "recipes" / f"{name}.toml"
         config.save(recipe)
         say(f"{command} {name}")
         options = ["--recipe", f"recipes/{name}.toml", "--name", name]
-        self.start("detofa", command, *options, "--threads", str(self.threads), *more)
+        self.start(name, "detofa", command, *options, "--threads", str(self.threads), *more)
         return run
 
 
@@ -112,17 +137,45 @@ def say(text: str) -> None:
 
 
 def make_data(plan: Plan, place: Place) -> None:
-    """Make the scenes and the crops that are not there yet."""
+    """Make the scenes and the crops that are not there yet.
+
+    Raises:
+        UserError: what is there was made by another plan.
+    """
     if plan.glyphs is None:
         return
+    task = plan.glyphs
     train, val, test = plan.scenes
-    scenes, crops = place.work / "data" / "scenes", place.work / "data" / "crops"
-    if not (scenes / TASK_FILE).is_file():
-        say("make scenes")
-        make_scenes(scenes, plan.glyphs, seed=0, train=train, val=val, test=test)
-    if not (crops / TASK_FILE).is_file():
-        say("make crops")
-        make_crops(crops, plan.glyphs, seed=0, train=plan.crops[0], val=plan.crops[1])
+    with _new_set(place, "scenes", task, {"train": train, "val": val, "test": test}) as folder:
+        if folder is not None:
+            make_scenes(folder, task, seed=0, train=train, val=val, test=test)
+    train, val = plan.crops
+    with _new_set(place, "crops", task, {"train": train, "val": val}) as folder:
+        if folder is not None:
+            make_crops(folder, task, seed=0, train=train, val=val)
+
+
+@contextlib.contextmanager
+def _new_set(
+    place: Place, name: str, task: GlyphTask, images: Mapping[str, int]
+) -> Iterator[Path | None]:
+    """Yield the folder to make a set in, which gets its name once it is whole; None if it is there.
+
+    Raises:
+        UserError: what is there was made by another plan.
+    """
+    folder = place.work / "data" / name
+    if folder.is_dir():
+        made = read_json(folder / TASK_FILE, "glyph_task", remake="another --work")
+        if made["task"] != task.to_json() or made["images"] != images:
+            raise UserError(f"{folder} is of another plan; use another --work")
+        yield None
+        return
+    say(f"make {name}")
+    unfinished = folder.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    yield unfinished
+    unfinished.rename(folder)
 
 
 def starting_from(plan: Plan, place: Place) -> TrainConfig:
@@ -142,7 +195,7 @@ def run_arm(arm: str, seed: int, config: TrainConfig, place: Place, options: lis
     place.train("train", name, replace(config, method=arm, seed=seed), *more)
     if not place.judgement(name).is_file():
         say(f"judge {name}")
-        place.start("benchmarks.method.run", *options, "--judge", name)
+        place.start(name, "benchmarks.method.run", *options, "--judge", name)
 
 
 def run_arms(plan: Plan, config: TrainConfig, place: Place, jobs: int, options: list[str]) -> None:
@@ -180,6 +233,7 @@ def report(title: str, plan: Plan, place: Place, command: str, output: Path) -> 
     edges = json.loads(place.run(f"detofa-{plan.seeds[0]}").filter_report.read_text())["bins"]
     low, high = edges["edges"][0], edges["edges"][-1]
     differences, saved = contrasts(results, low, high), savings(results)
+    mismatch = macs_mismatch(results)
     arms: dict[str, dict[str, list[float]]] = {
         arm: {
             "steps": [_config(place, arm, seed).steps for seed in plan.seeds],
@@ -198,11 +252,12 @@ def report(title: str, plan: Plan, place: Place, command: str, output: Path) -> 
         "seeds": list(plan.seeds),
         "arms": arms,
         "differences": {
-            name: {pair: vars(found) for pair, found in pairs.items()}
+            name: {pair: found.to_json() for pair, found in pairs.items()}
             for name, pairs in differences.items()
         },
+        "macs_mismatch": mismatch,
         "compute_saved_percent": {
-            pair: None if found is None else vars(found) for pair, found in saved.items()
+            pair: None if found is None else found.to_json() for pair, found in saved.items()
         },
         "judgements": {
             f"{arm}-{seed}": json.loads(place.judgement(f"{arm}-{seed}").read_text())
@@ -214,7 +269,7 @@ def report(title: str, plan: Plan, place: Place, command: str, output: Path) -> 
             for seed in plan.seeds
         },
     }
-    text = _markdown(title, plan, arms, differences, saved, command)
+    text = _markdown(title, plan, arms, differences, saved, mismatch, command)
     write_json(output.with_suffix(".json"), "method_experiment", record)
     write_text(output.with_suffix(".md"), text)
     write_text(output.with_suffix(".svg"), plot(results))
@@ -232,6 +287,7 @@ def _markdown(
     arms: Mapping[str, Mapping[str, list[float]]],
     differences: Mapping[str, Mapping[str, Interval]],
     saved: Mapping[str, Interval | None],
+    mismatch: float,
     command: str,
 ) -> str:
     names = [name for name in next(iter(arms.values())) if name not in ("steps", "seconds")]
@@ -268,7 +324,8 @@ def _markdown(
         f"| compute saved at equal AP | {' | '.join(cells)} |",
         "",
         "- front: of each bin the candidate with the best AP on validation, on the test split; "
-        f"{plan.candidates_per_bin} candidates a bin, at the same MACs in every arm.",
+        f"{plan.candidates_per_bin} candidates a bin, in every arm at the MACs of those that were "
+        f"drawn from what the filter kept (within {mismatch:.1%}).",
         "- candidates: all of them, on validation: what a path of the arm's space is worth before "
         "any is chosen.",
         "- same paths: how well one and the same path came out of each arm's training, on the test "
@@ -306,7 +363,8 @@ def show_slope(plan: Plan, config: TrainConfig, place: Place) -> None:
             told = ", ".join(f"{path} {value:.1f}" for path, value in aps.items())
             print(f"step {record['step']}: AP on validation: {told}")
     spent = seconds_spent(run)
-    print(f"{spent.training:.0f} s of processor time for {len(records)} steps; {machine()}")
+    steps = run.load_config().steps
+    print(f"{spent.training:.0f} s in all for {steps} steps of training; {machine()}")
 
 
 def main() -> None:
@@ -336,6 +394,13 @@ def main() -> None:
 def _run(options: argparse.Namespace) -> None:
     if options.task != "glyphs" and not Path(options.data).is_dir():
         raise UserError(f"task {options.task} needs its data set's folder: --data DIR")
+    if options.task != "glyphs":
+        missing = {"train", "val", "test"} - set(available_splits(Path(options.data)))
+        if missing:
+            raise UserError(
+                f"{options.data} lacks the splits {sorted(missing)}: an arm is chosen on one and "
+                "judged on another; `detofa data split` makes them"
+            )
     data = str(Path(options.data).resolve()) if options.data else ""
     plan = plan_of(options.task, options.size, data)
     work: Path = options.work.resolve()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean
 
 from detofa.errors import UserError
 from detofa.train.config import TrainConfig
@@ -37,29 +37,33 @@ def seconds_spent(run: RunFolder) -> Spent:
     Raises:
         UserError: not finished, or no run.
     """
-    seconds = _step_seconds(run, run.load_config())
-    filtering = saved_seconds(run.filter_report) if run.filter_report.is_file() else 0.0
+    config = run.load_config()
+    seconds = _step_seconds(run, config)
+    has_filter = config.method == "detofa"  # that of any other run came later, for its search
+    filtering = saved_seconds(run.filter_report) if has_filter else 0.0
     return Spent(training=sum(seconds), filtering=filtering)
 
 
 def steps_of_equal_cost(config: TrainConfig, reference: RunFolder) -> int:
     """Return the steps that a run may take for what a run by `detofa` cost, labels included.
 
-    Rates are medians of the reference's own steps: those that train the largest path alone, those
-    that draw from the whole space, and those that draw from what the filter left of it.
+    Rates are the reference's own: of the steps that train the largest path alone, that draw from
+    the whole space, and that draw from what the filter left of it.
 
     Args:
-        config: Settings of the run to come; its steps do not count.
+        config: Settings of the run to come, by another method; its steps do not count.
         reference: A finished run by `detofa` with the same settings otherwise.
 
     Raises:
-        UserError: the reference is of another method, not finished, or has other settings.
+        UserError: either is of the wrong method, the reference is not finished, or has other
+            settings.
     """
     theirs = reference.load_config()
-    if theirs.method != "detofa":
+    if theirs.method != "detofa" or config.method == "detofa":
         raise UserError(
-            f"{reference.path} was trained by {theirs.method}; equal cost is told from a run by "
-            "detofa, whose labels the others make up for with steps"
+            f"{reference.path} was trained by {theirs.method}, and this run is by {config.method}; "
+            "equal cost is told from a run by detofa, whose labels a run by another method makes "
+            "up for with steps"
         )
     first, second = config.to_json(), theirs.to_json()
     differing = [name for name in first if first[name] != second[name] and name not in _MAY_DIFFER]
@@ -71,22 +75,16 @@ def steps_of_equal_cost(config: TrainConfig, reference: RunFolder) -> int:
     seconds = _step_seconds(reference, theirs)
     alone_until = math.ceil(theirs.largest_first * theirs.steps)
     warm_up_end = round(theirs.filter.warm_up * theirs.steps)
-    alone, whole, kept = (
-        seconds[:alone_until],
-        seconds[alone_until:warm_up_end],
-        seconds[warm_up_end:],
-    )
-    budget = sum(len(part) * _median(part) for part in (alone, whole, kept))
-    budget += saved_seconds(reference.filter_report)
-    late = _median(kept if config.method == "random-pruned" else whole)
+    alone = _mean(seconds[:alone_until])
+    whole = _mean(seconds[alone_until:warm_up_end])
+    late = _mean(seconds[warm_up_end:]) if config.method == "random-pruned" else whole
     alone_share, warm_up = config.largest_first, config.filter.warm_up
-    rate = alone_share * _median(alone)
-    rate += (warm_up - alone_share) * _median(whole) + (1 - warm_up) * late
-    return max(1, round(budget / rate))
+    rate = alone_share * alone + (warm_up - alone_share) * whole + (1 - warm_up) * late
+    return max(1, round(seconds_spent(reference).total / rate))
 
 
-def _median(seconds: Sequence[float]) -> float:
-    return median(seconds) if seconds else 0.0
+def _mean(seconds: Sequence[float]) -> float:
+    return fmean(seconds) if seconds else 0.0
 
 
 def _step_seconds(run: RunFolder, config: TrainConfig) -> list[float]:

@@ -136,7 +136,7 @@ class PathFigures:
     Attributes:
         ap: COCO's AP, from 0 to 1.
         ap50: AP at IoU 0.50.
-        seconds: Processor time that finding out took.
+        seconds: What finding out took: processor time, or on a GPU the wall's.
         halves: The figures of every other image and of the rest, where they were asked for.
     """
 
@@ -160,10 +160,12 @@ def evaluate_paths(
     On a CPU paths are evaluated side by side, one a thread: a second thread inside such small
     layers gains little.
     """
+    on_cpu = next(supernet.parameters()).device.type == "cpu"
+    clock = time.thread_time if on_cpu else time.perf_counter
 
     def evaluate(arch: Arch) -> PathFigures:
         torch.set_num_threads(1)  # of this thread
-        begin = time.thread_time()
+        begin = clock()
         network = extract_recalibrated(supernet, arch, recalibration)
         detector = torch_detector(
             network,
@@ -178,12 +180,11 @@ def evaluate_paths(
             ap, ap50, of_halves = _judge_halves(detector, dataset)
         else:
             ((ap, ap50),) = evaluate_parts(dataset, _detect(detector, dataset), [slice(None)])
-        seconds = time.thread_time() - begin
+        seconds = clock() - begin
         return PathFigures(ap=ap, ap50=ap50, seconds=seconds, halves=of_halves)
 
     for image_size in {arch.image_size for arch in archs}:
         recalibration.images(image_size)  # made once, not by each thread
-    on_cpu = next(supernet.parameters()).device.type == "cpu"
     pool = ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1, "evaluate")
     try:
         yield from pool.map(evaluate, archs)

@@ -24,7 +24,7 @@ from detofa.train.evaluate import PathFigures
 from detofa.train.path_evaluations import PathEvaluations
 
 _KIND = "filter_report"
-_REMAKE = "`detofa filter`"
+_TRAIN = "`detofa train --method detofa`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,8 @@ class FilterReport:
     Attributes:
         quality: In-bin tau of the filter and of four others, for the label chosen.
         reliability: Split-half reliability of each candidate label.
-        label_seconds: Processor time that the labels' evaluation took.
-        fit_seconds: Processor time of fitting and cross-validation.
+        label_seconds: What the labels' evaluation took: processor time, or on a GPU the wall's.
+        fit_seconds: What fitting and cross-validation took, and in a run drawing and pruning.
         bins: The budget bins.
     """
 
@@ -97,15 +97,15 @@ class FilterReport:
 
 
 def saved_seconds(path: Path) -> float:
-    """Return the processor time that a saved report's labels and fits took, in seconds.
+    """Return what a saved report's labels and fits took, in seconds.
 
     Raises:
         UserError: missing or broken.
     """
-    record: dict[str, Any] = read_json(path, _KIND, remake=_REMAKE)
+    record: dict[str, Any] = read_json(path, _KIND, remake=_TRAIN)
     seconds = record.get("label_seconds"), record.get("fit_seconds")
     if not all(isinstance(value, float) for value in seconds):
-        raise UserError(f"{path} lacks label_seconds or fit_seconds; make it again with {_REMAKE}")
+        raise UserError(f"{path} lacks label_seconds or fit_seconds; make it again with {_TRAIN}")
     return float(record["label_seconds"] + record["fit_seconds"])
 
 

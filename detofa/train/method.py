@@ -1,5 +1,6 @@
 """Train by DetOFA, by plain once-for-all, or in a space pruned by chance."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def _pruned_space(
     by_chance = config.method == "random-pruned"
     done = run.pruned_space if by_chance else run.filter_report  # what is written last
     if not ranks.first(done.is_file):
+        begin = trainer.clock()
         if by_chance:
             ranks.first(lambda: _prune_by_chance(trainer, budgets))
         else:
@@ -83,9 +85,12 @@ def _pruned_space(
                 trainer.space, budgets, config.filter.labels_per_bin, config.seed
             )
             tell(f"evaluating {len(genes)} paths for the path filter")
-            evaluations = _evaluations(trainer)
+            evaluations, drawing = _evaluations(trainer), trainer.clock() - begin
             evaluate_labels(genes, evaluations, on_progress)
-            ranks.first(lambda: _prune_by_filter(trainer, budgets, genes, evaluations, tell))
+            on_progress("fit the path filter", 0.0)
+            ranks.first(
+                lambda: _prune_by_filter(trainer, budgets, genes, evaluations, drawing, tell)
+            )
     if not ranks.first(run.pruned_space.is_file):
         return None
     return PrunedSpace.load(run.pruned_space, trainer.space, budgets.cost)
@@ -104,10 +109,12 @@ def _prune_by_filter(
     budgets: Budgets,
     genes: Genes,
     evaluations: PathEvaluations,
+    drawing: float,
     tell: Callable[[str], None],
 ) -> None:
     """Fit the filter on labels, and write the space pruned by it if the settings say so."""
     config, run, space = trainer.config, trainer.run, trainer.space
+    begin = trainer.clock()
     path_filter, report = fit_filter(space, genes, evaluations, budgets, seed=config.seed)
     tell(report.quality.advice())
     if config.filter.prune == "always" or report.quality.filter_is_worth_pruning_by:
@@ -118,7 +125,9 @@ def _prune_by_filter(
     else:
         path_filter.save(run.path_filter)
         tell("training goes on in the whole space")
-    report.save(run.filter_report)
+    # All ranks wait while the first one works.
+    seconds = (drawing + trainer.clock() - begin) * trainer.ranks.count
+    dataclasses.replace(report, fit_seconds=seconds).save(run.filter_report)
 
 
 def _evaluations(trainer: Trainer) -> PathEvaluations:

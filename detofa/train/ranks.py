@@ -7,14 +7,18 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from detofa.errors import UserError
+
 Value = TypeVar("Value")
 Item = TypeVar("Item")
 _ITEMS_AT_ONCE = 4  # of each rank: what a crash loses
+_LONGEST_WAIT = timedelta(hours=12)  # for what the first rank does alone; torchrun ends the dead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +39,23 @@ class Ranks:
         return self.index == 0
 
     def first(self, work: Callable[[], Value]) -> Value:
-        """Return what `work` returns on the first rank; the others wait for it."""
+        """Return what `work` returns on the first rank; the others wait for it.
+
+        Raises:
+            UserError: as `work`, on every rank.
+        """
         if self.count == 1:
             return work()
-        values: list[Any] = [work() if self.is_first else None]
-        distributed.broadcast_object_list(values, src=0)
-        value: Value = values[0]
+        outcome: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                outcome[0] = work()
+            except UserError as error:
+                outcome[1] = str(error)
+        distributed.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise UserError(outcome[1])
+        value: Value = outcome[0]
         return value
 
     def gather(self, value: Value) -> list[Value]:
@@ -103,6 +118,9 @@ def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     """Join the other processes if torchrun started this one; yield the ranks and this one's device.
 
     Of several GPUs each rank takes its own. Only the first rank prints from here on.
+
+    Raises:
+        UserError: more processes on this machine than GPUs.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -110,10 +128,16 @@ def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
         return
     backend = "gloo"
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        local, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= num_gpus:
+            raise UserError(
+                f"process {local} of this machine has no GPU, PyTorch finds {num_gpus}; use "
+                f"--nproc-per-node {num_gpus}, or --device cpu"
+            )
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"  # the former for what is no tensor
-    distributed.init_process_group(backend)
+    distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
     ranks = Ranks(index=distributed.get_rank(), count=count)
     try:
         with contextlib.ExitStack() as stack:

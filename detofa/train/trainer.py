@@ -111,7 +111,7 @@ class Trainer:
             for index in range(config.evaluations)
         }
         self.supernet.train()
-        last, spent = time.perf_counter(), self._clock()
+        last, spent = time.perf_counter(), self.clock()
         for batch in self.batches.prefetch(self.step, until):
             loss = self._train_step(batch, sandwich(self.step))
             self.step += 1
@@ -119,19 +119,23 @@ class Trainer:
                 release_freed_memory()
             now = time.perf_counter()
             images_per_s, last = config.batch_size / (now - last), now
-            seconds = (self._clock() - spent) * self.ranks.count
+            seconds = (self.clock() - spent) * self.ranks.count
             observer.on_step(self.step, config.steps, loss, images_per_s)
             self._log({"loss": loss, "images_per_s": images_per_s, "seconds": seconds})
             if self.step in evaluate_at:
                 self._evaluate(observer)
                 last = time.perf_counter()
-            spent = self._clock()
+            spent = self.clock()
             stopping = self.step < until and any(self.ranks.gather(should_stop()))
             if stopping or self.step % config.checkpoint_steps == 0 or self.step == until:
                 self.save()
             if stopping:
                 return False
         return True
+
+    def clock(self) -> float:
+        """Return seconds: of all of this process's threads on a CPU, of the wall on a GPU."""
+        return time.process_time() if self.device.type == "cpu" else time.perf_counter()
 
     def save(self) -> None:
         """Write the averaged supernet and the training state; all ranks wait for it."""
@@ -186,10 +190,6 @@ class Trainer:
     def _log(self, record: Mapping[str, Any]) -> None:
         if self.ranks.is_first:
             self.run.log({"step": self.step, **record})
-
-    def _clock(self) -> float:
-        """Return seconds: of all of this process's threads on a CPU, of the wall on a GPU."""
-        return time.process_time() if self.device.type == "cpu" else time.perf_counter()
 
 
 def _optimiser(supernet: ArchModule[Any], config: TrainConfig) -> AdamW:

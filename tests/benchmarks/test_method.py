@@ -11,29 +11,33 @@ import pytest
 from scipy import stats
 
 from benchmarks.method.analysis import (
+    _line,
     compute_ratio,
     contrasts,
     envelope,
     hypervolume,
     interval,
+    macs_mismatch,
     savings,
 )
 from benchmarks.method.judge import JudgedPath, Judgement
 from benchmarks.method.plans import SIZES, TASKS, plan_of
+from detofa.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def front_of(*points: tuple[float, float]) -> tuple[JudgedPath, ...]:
-    """Return a front of (MACs, AP in points)."""
+    """Return a front of (MACs, AP in points), the same on validation and test."""
     return tuple(
-        JudgedPath(bin=index, macs=macs, ap=ap / 100) for index, (macs, ap) in enumerate(points)
+        JudgedPath(bin=index, macs=macs, validation_ap=ap / 100, ap=ap / 100)
+        for index, (macs, ap) in enumerate(points)
     )
 
 
 def judgement_of(*points: tuple[float, float]) -> Judgement:
     front = front_of(*points)
-    return Judgement(front=front, candidates_ap=((0.1, 0.2),), whole=front, kept=front)
+    return Judgement(candidates=front, front=front, whole=front, kept=front)
 
 
 def test_a_hypervolume_is_the_mean_ap_over_log_macs() -> None:
@@ -41,7 +45,7 @@ def test_a_hypervolume_is_the_mean_ap_over_log_macs() -> None:
     front = front_of((10, 20), (100, 50))
     assert hypervolume(front, 1, 1000) == pytest.approx((0 + 20 + 50) / 3)
     # A path that another beats, and the order, change nothing.
-    worse = (*front[::-1], JudgedPath(bin=2, macs=500, ap=0.4))
+    worse = (*front[::-1], JudgedPath(bin=2, macs=500, validation_ap=0.4, ap=0.4))
     assert hypervolume(worse, 1, 1000) == pytest.approx(70 / 3)
     assert hypervolume(front_of((1, 30)), 1, 1000) == pytest.approx(30)
 
@@ -49,6 +53,15 @@ def test_a_hypervolume_is_the_mean_ap_over_log_macs() -> None:
 def test_an_envelope_is_the_best_ap_that_fits() -> None:
     front = front_of((10, 20), (20, 15), (40, 30))
     assert envelope(front, np.array([5.0, 10.0, 25.0, 40.0])).tolist() == [0.0, 20.0, 20.0, 30.0]
+
+
+def test_what_is_chosen_at_a_cost_is_chosen_on_validation() -> None:
+    lucky = JudgedPath(bin=0, macs=10, validation_ap=0.1, ap=0.9)
+    better = JudgedPath(bin=1, macs=20, validation_ap=0.5, ap=0.3)
+    assert envelope([lucky, better], np.array([15.0, 25.0])).tolist() == [90.0, 30.0]
+    costs, aps = _line([lucky, better])
+    assert np.exp(costs).tolist() == pytest.approx([10.0])
+    assert aps.tolist() == [90.0]
 
 
 def test_half_the_macs_for_the_same_ap_are_a_ratio_of_one_half() -> None:
@@ -89,9 +102,19 @@ def test_contrasts_are_paired_by_seed() -> None:
     assert savings(results)["detofa - ofa"] is None  # one of the pairs is flat
 
 
+def test_a_mismatch_is_the_largest_difference_in_macs() -> None:
+    arm, other = judgement_of((100, 1), (200, 2)), judgement_of((110, 1), (200, 2))
+    results = {"detofa": [arm], "ofa": [other], "random-pruned": [arm]}
+    assert macs_mismatch(results) == pytest.approx(np.log(1.1))
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("task", TASKS)
-def test_every_plan_can_be_made(task: str, size: str) -> None:
+def test_every_plan_can_be_made_or_is_refused(task: str, size: str) -> None:
+    if (task, size) in (("bccd", "gpu"), ("voc", "desk"), ("coco", "desk")):
+        with pytest.raises(UserError, match=f"task {task} has no size {size}"):
+            plan_of(task, size, "data")
+        return
     plan = plan_of(task, size, "data")
     assert len(plan.seeds) == len(set(plan.seeds)) > 0
     assert plan.train.filter.prune == "always"  # the experiment is about what pruning does
@@ -114,6 +137,16 @@ def test_the_smoke_run_goes_through_and_again_only_reports(tmp_path: Path) -> No
         )
         assert done.returncode == 0, done.stderr
         printed.append(done.stdout.split("# glyphs")[0])
+    other = subprocess.run(
+        [*command, "--size", "desk"],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert other.returncode == 1
+    assert "of another plan; use another --work" in other.stderr
     assert "train detofa-0" in printed[0]
     assert "train" not in printed[1]  # all was there
     report = json.loads((tmp_path / "report.json").read_text())
