@@ -516,6 +516,12 @@ def test_a_chosen_subnet_is_finetuned_exported_and_left_as_it_was(run, place):
     assert tuned.figures["ap"].conditions["finetune_steps"] == 2
     done = run("export", "subnet-finetuned.json")
     assert done.code == 0, done.err
+    # Killed after the last step, it would only have to write: nothing is trained again.
+    (place / "subnet-finetuned.json").unlink()
+    assert run("finetune", "subnet.json", "--epochs", 1, "--batch-size", 2).code == 0
+    again = Subnet.load(place / "subnet-finetuned.json")
+    assert again.weights_sha256 == tuned.weights_sha256
+    assert not (place / "runs" / "finetune-subnet-2").exists()
     # Its run is none that `detofa search` would take for the newest supernet.
     assert run("search", "--macs", "20M", "--labels", "3", "--output", "b.json").code == 0
 

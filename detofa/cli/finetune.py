@@ -39,7 +39,8 @@ def finetune(
 ) -> None:
     """Train a chosen detector alone for a few epochs; the same command resumes it.
 
-    The latency stays, the network is the same. AP is measured anew on the validation split.
+    Once it is trained, the same command only evaluates it and writes it again. The latency stays,
+    the network is the same; AP is measured anew on the validation split.
     """
     if epochs <= 0:
         raise typer.BadParameter("should be above 0", param_hint="--epochs")
@@ -66,7 +67,8 @@ def finetune(
         config = _with_steps(
             settings, epochs, len(training.images), batch_size, learning_rate, seed
         )
-        run = ranks.first(lambda: find_place(name or f"finetune-{subnet.stem}", config))
+        wanted = name or f"finetune-{subnet.stem}"
+        run = ranks.first(lambda: find_place(wanted, config, again=True))
         task = FinetuneTask(config, record, detector, train=training, validation=validation)
         trainer = Trainer(config, task, run, own_device, ranks)
         prepare_run(trainer)
@@ -114,7 +116,7 @@ def _settings(record: "Subnet", subnet: Path, data: Path | None) -> "TrainConfig
         largest_first=0.0,
         random_paths=0,
         distillation=0.0,
-        evaluations=1,
+        evaluations=0,
     )
 
 

@@ -89,8 +89,13 @@ def _init_at_hand(config: "TrainConfig") -> str:
     return _LITE0
 
 
-def find_place(name: str | None, config: "TrainConfig") -> "RunFolder":
+def find_place(name: str | None, config: "TrainConfig", *, again: bool = False) -> "RunFolder":
     """Return the folder to train in: a new one, or that of an unfinished run with these settings.
+
+    Args:
+        name: The name wanted; the settings make one if None. A number is added to one taken.
+        config: The settings.
+        again: Whether a finished run with these settings is taken too.
 
     Raises:
         UserError: an unfinished run of this name has other settings; names them.
@@ -102,7 +107,11 @@ def find_place(name: str | None, config: "TrainConfig") -> "RunFolder":
         raise UserError(f"--name should be a plain name for a folder under {RUNS}/, got {wanted!r}")
     names = (wanted if number == 1 else f"{wanted}-{number}" for number in itertools.count(1))
     folders = (RunFolder(path=RUNS / name) for name in names)
-    run = next(folder for folder in folders if not _is_finished(folder))
+    run = next(
+        folder
+        for folder in folders
+        if not _is_finished(folder) or (again and folder.load_config() == config)
+    )
     if _is_free(run.path):
         print(f"run {run.path}")
         return run
@@ -213,7 +222,13 @@ def run_training(
     trainer = Trainer(config, task, run, device, ranks)
     prepare_run(trainer)
     with watched(trainer) as (watching, asked):
-        finished = train_by_method(trainer, watching, lambda: bool(asked), tell=watching.tell)
+        finished = train_by_method(
+            trainer,
+            watching,
+            lambda: bool(asked),
+            tell=watching.tell,
+            on_progress=watching.on_progress,
+        )
     if not finished:
         stopped(run)
 
@@ -309,6 +324,13 @@ class _Lines:
     def on_evaluation(self, step: int, results: "Mapping[str, Mapping[str, float]]") -> None:
         print(_evaluation(step, results), flush=True)
 
+    def on_progress(self, doing: str, share: float) -> None:
+        """Print what is done between steps, now and then."""
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = now
+            print(f"{doing}: {share:.0%}", flush=True)
+
     def tell(self, text: str) -> None:
         """Print a line."""
         print(text, flush=True)
@@ -350,6 +372,10 @@ class _Bar:
 
     def on_evaluation(self, step: int, results: "Mapping[str, Mapping[str, float]]") -> None:
         self.tell(_evaluation(step, results))
+
+    def on_progress(self, doing: str, share: float) -> None:
+        """Say beside the bar what is done between steps."""
+        self._progress.update(self._task, description=f"{doing}: {share:.0%}")
 
     def tell(self, text: str) -> None:
         """Print a line above the bar."""

@@ -6,10 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detofa.errors import UserError
 from detofa.path_filter.bins import Indices, Values
-from detofa.path_filter.records import REMAKE, fields_of
-from detofa.predictor import is_finite
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -36,20 +33,8 @@ class Estimate:
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object that `from_json` reads back exactly."""
+        """Return a JSON object."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-    @classmethod
-    def from_json(cls, record: Any) -> "Estimate":
-        """Read what `to_json` wrote.
-
-        Raises:
-            UserError: a field is missing, unknown, or not a finite number.
-        """
-        fields = fields_of(record, cls.__dataclass_fields__, "an estimate")
-        if not all(map(is_finite, fields.values())):
-            raise UserError(f"an estimate is made of numbers, got {record!r}; see {REMAKE}")
-        return cls(**fields)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

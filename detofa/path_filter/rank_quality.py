@@ -12,9 +12,8 @@ from detofa.path_filter.agreement import Comparisons, Estimate, draw_within_bins
 from detofa.path_filter.bins import BudgetBins, Indices, Values
 from detofa.path_filter.ensemble import FilterSettings
 from detofa.path_filter.filter import PathFilter
-from detofa.path_filter.records import REMAKE, fields_of, tuple_of
 from detofa.path_filter.regressor import fit_regressor
-from detofa.predictor import RidgePredictor, encode_paths, is_finite
+from detofa.predictor import RidgePredictor, encode_paths
 from detofa.space import Genes, SearchSpace
 
 RANKERS = ("filter", "macs", "ridge", "regressor", "random")
@@ -87,36 +86,13 @@ class RankQuality:
         return "; ".join(words)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object that `from_json` reads back exactly."""
+        """Return a JSON object."""
         record = {name: getattr(self, name) for name in self.__dataclass_fields__}
         record["taus"] = {name: tau.to_json() for name, tau in self.taus.items()}
         record["per_bin"] = {name: list(taus) for name, taus in self.per_bin.items()}
         for name in ("filter_minus_macs", "filter_minus_ridge"):
             record[name] = getattr(self, name).to_json()
         return record
-
-    @classmethod
-    def from_json(cls, record: Any) -> "RankQuality":
-        """Read what `to_json` wrote.
-
-        Raises:
-            UserError: a field is missing, unknown, or of the wrong kind.
-        """
-        fields = fields_of(record, cls.__dataclass_fields__, "a record of rank quality")
-        for name in ("num_labels", "folds", "repeats"):
-            if type(fields[name]) is not int:
-                raise UserError(f"{name} should be a whole number, got {fields[name]!r}")
-        if not isinstance(fields["label"], str):
-            raise UserError(f"label should be a name, got {fields['label']!r}; see {REMAKE}")
-        taus = fields_of(fields["taus"], RANKERS, "the taus of a rank quality")
-        per_bin = fields_of(fields["per_bin"], RANKERS, "the taus per bin of a rank quality")
-        if not all(isinstance(v, list) and all(map(is_finite, v)) for v in per_bin.values()):
-            raise UserError(f"taus per bin should be lists of numbers, got {per_bin!r}")
-        fields["taus"] = {name: Estimate.from_json(tau) for name, tau in taus.items()}
-        fields["per_bin"] = {name: tuple_of(values) for name, values in per_bin.items()}
-        for name in ("filter_minus_macs", "filter_minus_ridge"):
-            fields[name] = Estimate.from_json(fields[name])
-        return cls(**fields)
 
 
 def assess_rankers(

@@ -1,13 +1,14 @@
 """Train a chosen subnet alone, from the weights it inherited."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from detofa.files import sha256_file
 from detofa.subnet import Figure, Subnet
 from detofa.supernet.detector import StaticDetector
+from detofa.supernet.sharing import ArchModule
 from detofa.train.checkpoint import save_subnet_weights
 from detofa.train.detection import FinetuneTask
 from detofa.train.evaluate import PathFigures, evaluate_paths, extract_recalibrated
@@ -53,22 +54,23 @@ def finetune(
     """
     task = trainer.task
     assert isinstance(task, FinetuneTask)
-    networks = [task.inherited(), trainer.averaged_supernet]
     if not trainer.train(observer, should_stop):
         return None
-    before, after = (
-        next(
-            evaluate_paths(
+    tuned = trainer.averaged_supernet
+
+    def evaluate(networks: Sequence[ArchModule[StaticDetector]]) -> Iterator[PathFigures]:
+        for network in networks:
+            yield from evaluate_paths(
                 network,
                 [subnet.arch],
                 task.recalibration,
                 task.validation,
                 subnet.postprocessing,
             )
-        )
-        for network in networks
-    )
-    detector: StaticDetector = extract_recalibrated(networks[1], subnet.arch, task.recalibration)
+
+    inherited = task.inherited().to(trainer.device)
+    before, after = trainer.ranks.spread(evaluate, [inherited, tuned])
+    detector: StaticDetector = extract_recalibrated(tuned, subnet.arch, task.recalibration)
     weights = output.with_suffix(".safetensors")
     conditions = {
         "split": task.validation.split,

@@ -82,18 +82,12 @@ def test_same_seed_gives_the_same_figures():
     assert first != other
 
 
-def test_a_json_file_gives_the_same_record(of_a_rule):
-    assert RankQuality.from_json(json.loads(json.dumps(of_a_rule.to_json()))) == of_a_rule
-
-
-@pytest.mark.parametrize("name", sorted(RankQuality.__dataclass_fields__))
-def test_a_record_without_or_with_a_broken_field_is_refused(name, of_a_rule):
-    record = of_a_rule.to_json()
-    with pytest.raises(UserError, match=name):
-        RankQuality.from_json({key: value for key, value in record.items() if key != name})
-    for broken in (None, {"filter": 1}, [1], float("nan")):
-        with pytest.raises(UserError):
-            RankQuality.from_json(record | {name: broken})
+def test_a_json_record_holds_every_figure(of_a_rule):
+    record = json.loads(json.dumps(of_a_rule.to_json(), allow_nan=False))
+    assert set(record) == set(RankQuality.__dataclass_fields__)
+    assert record["taus"]["filter"]["value"] == of_a_rule.taus["filter"].value
+    assert tuple(record["per_bin"]["ridge"]) == of_a_rule.per_bin["ridge"]
+    assert record["filter_minus_macs"]["low"] == of_a_rule.filter_minus_macs.low
 
 
 def test_a_bin_with_too_few_labels_is_named():

@@ -3,10 +3,17 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+from detofa.errors import UserError
 from detofa.train.ranks import join_ranks
 from tests.samples import Quiet, config_of, trainer_of
+
+
+def refuse() -> None:
+    """Fail as the first rank may."""
+    raise UserError("no space")
 
 
 def main() -> None:
@@ -17,6 +24,8 @@ def main() -> None:
         assert device.type == "cpu"
         assert ranks.first(lambda: f"of {ranks.index}") == "of 0"
         assert ranks.gather(ranks.index) == list(range(ranks.count))
+        with pytest.raises(UserError, match="no space"):  # on every rank
+            ranks.first(refuse)
         for count in (0, 1, 9, 16):
             items = list(range(count))
             done = ranks.spread(lambda some: (10 * item for item in some), items)
