@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from detofa.train.checkpoint import load_supernet
 from detofa.train.gradients import Gradients
 from detofa.train.ranks import Ranks
 from detofa.train.run import RunFolder
+from tests.data.test_image_folder import write_folder
 from tests.samples import Quiet, config_of, trainer_of
 
 REPOSITORY = Path(__file__).parents[2]
@@ -111,6 +113,38 @@ def test_two_ranks_share_labels_and_write_one_run(digits: Path, tmp_path: Path) 
     assert all(path["halves"] is not None and path["seconds"] > 0 for path in labels)
     assert run.pruned_space.is_file()
     assert run.filter_report.is_file()
+
+
+@pytest.mark.slow
+def test_two_ranks_pretrain_from_a_tar_that_one_unpacks(tmp_path: Path) -> None:
+    write_folder(tmp_path / "photos")
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.add(tmp_path / "photos", arcname=".")
+    printed = torchrun(
+        *("detofa", "pretrain", "--data", "photos.tar", "--space", "tiny", "--init", "random"),
+        *("--image-size", "64x64", "--steps", "2", "--batch-size", "4", "--device", "cpu"),
+        folder=tmp_path,
+    )
+    assert printed.count("is trained") == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    assert RunFolder(path=run).classifier.is_file()
+    steps = [line["step"] for line in RunFolder(path=run).read_metrics() if "loss" in line]
+    assert steps == [1, 2]
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_labels_of_a_filter(digits: Path, tmp_path: Path) -> None:
+    config = config_of(digits, steps=2)
+    trainer = trainer_of(config, tmp_path / "runs" / "plain")
+    trainer.train(Quiet(), lambda: False)
+    config.save(trainer.run.config)
+    printed = torchrun(
+        *("detofa", "filter", "--bins", "2", "--labels-per-bin", "4"), folder=tmp_path
+    )
+    assert printed.count("In-bin Kendall tau, label") == 1
+    assert trainer.run.filter_report.is_file()
+    evaluated = json.loads((trainer.run.path / "path_evaluations.json").read_text())
+    assert len(evaluated["paths"]) == 8
 
 
 def test_a_batch_that_ranks_cannot_share_evenly_is_refused(digits: Path, tmp_path: Path) -> None:
