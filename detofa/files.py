@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,30 @@ def check_companion(path: Path, companion: Path, sha256: str, *, remake: str) ->
             f"{companion} has SHA-256 {found[:12]}, but {path.name} was written for {sha256[:12]}: "
             f"it was changed, or is of another {remake}; make both again"
         )
+
+
+def fields_of(record: Any, names: Iterable[str], what: str, *, remake: str = "") -> dict[str, Any]:
+    """Return the fields of a JSON object that has exactly those named.
+
+    Args:
+        record: What was read.
+        names: Fields it should have.
+        what: What it should be, e.g. "a search space".
+        remake: What makes such a record, where one thing does.
+
+    Raises:
+        UserError: not an object, or a field is missing or unknown.
+    """
+    advice = f"; make it again with {remake}" if remake else ""
+    if not isinstance(record, Mapping):
+        raise UserError(f"{what} should be a JSON object, got {type(record).__name__}{advice}")
+    expected, found = set(names), set(record)
+    if found != expected:
+        raise UserError(
+            f"{what} has the fields {sorted(expected)}; missing {sorted(expected - found)}, "
+            f"unknown {sorted(map(str, found - expected))}{advice}"
+        )
+    return dict(record)
 
 
 def sha256_json(record: Any) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from detofa.arch import Arch
 from detofa.blocks import Block, MBConv, NeckHead, Stem, make_divisible
 from detofa.errors import UserError
-from detofa.files import sha256_json
+from detofa.files import fields_of, sha256_json
 
 Genes = NDArray[np.int8]
 Activation = Literal["relu", "relu6", "hardswish"]
@@ -143,10 +143,13 @@ class SearchSpace:
         Raises:
             UserError: a field is missing or unknown, or a value is of the wrong kind.
         """
-        fields = _fields_of(cls, record, "a search space")
+        fields = fields_of(record, cls.__dataclass_fields__, "a search space")
         try:
             fields = {key: _tuples(value) for key, value in fields.items()}
-            stages = [_fields_of(Stage, stage, "a stage") for stage in fields["stages"]]
+            stages = [
+                fields_of(stage, Stage.__dataclass_fields__, "a stage")
+                for stage in fields["stages"]
+            ]
             return cls(**fields | {"stages": tuple(Stage(**stage) for stage in stages)})
         except (TypeError, RecursionError) as error:
             raise UserError(f"not the record of a search space: {error}") from error
@@ -514,19 +517,6 @@ def _ordered_sizes(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], .
         )
     unique = {(height, width) for height, width in sizes}
     return tuple(sorted(unique, key=lambda size: (size[0] * size[1], size)))
-
-
-def _fields_of(owner: type, record: Any, what: str) -> dict[str, Any]:
-    """Return the fields of a record that has exactly those of a dataclass."""
-    if not isinstance(record, Mapping):
-        raise UserError(f"{what} should be a JSON object, got {type(record).__name__}")
-    names = {field.name for field in dataclasses.fields(owner)}
-    if set(record) != names:
-        raise UserError(
-            f"{what} has the fields {sorted(names)}; missing {sorted(names - set(record))}, "
-            f"unknown {sorted(set(record) - names)}"
-        )
-    return dict(record)
 
 
 def _lists(value: Any) -> Any:
