@@ -26,6 +26,7 @@ class FilterPlan:
         warm_up: Share of the steps in the whole space, before labels are evaluated.
         bins: Budget bins.
         labels_per_bin: Paths evaluated in each bin.
+        label_images: Validation images that they are evaluated on, at most; a fixed choice.
         keep: Share of each bin that training goes on with.
         prune: `advised`: only where the filter ranks better than MACs alone; or `always`.
         table: A latency table whose latency divides the bins; MACs do if empty.
@@ -34,6 +35,7 @@ class FilterPlan:
     warm_up: float = 0.5
     bins: int = 5
     labels_per_bin: int = 12
+    label_images: int = 200
     keep: float = 0.25
     prune: str = "advised"
     table: str = ""
@@ -54,6 +56,8 @@ class FilterPlan:
                 f"the filter needs at least one bin and {FEWEST_PER_BIN} labels in each, got "
                 f"{self.bins} and {self.labels_per_bin}"
             )
+        if self.label_images < 2:
+            raise UserError(f"a label needs 2 images or more, for two halves: {self.label_images}")
         if self.prune not in ("advised", "always"):
             raise UserError(f"prune should be advised or always, got {self.prune!r}")
 

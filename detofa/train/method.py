@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from detofa.arch import Arch
+from detofa.data.dataset import DetectionDataset
 from detofa.files import sha256_file
 from detofa.path_filter.pruned_space import PrunedSpace, cut_space, random_cut
 from detofa.profiling.table import LatencyTable, load_table
@@ -135,6 +136,7 @@ def _evaluations(trainer: Trainer) -> PathEvaluations:
     task, supernet = trainer.task, trainer.averaged_supernet
     assert isinstance(task, DetectionTask)
     assert isinstance(supernet, Supernet)
+    images = _some(task.validation, trainer.config.filter.label_images)
 
     def evaluate(archs: Sequence[Arch], halves: bool) -> Iterator[PathFigures]:
         return trainer.ranks.spread(
@@ -142,7 +144,7 @@ def _evaluations(trainer: Trainer) -> PathEvaluations:
                 supernet,
                 some,
                 task.recalibration,
-                task.validation,
+                images,
                 PostProcessing(),
                 halves=halves,
             ),
@@ -156,3 +158,9 @@ def _evaluations(trainer: Trainer) -> PathEvaluations:
         evaluate=evaluate,
         saves=trainer.ranks.is_first,
     )
+
+
+def _some(dataset: DetectionDataset, count: int) -> DetectionDataset:
+    """Return a data set with at most so many of its images, the same ones for all labels."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(dataset.images))[:count])
+    return dataclasses.replace(dataset, images=tuple(dataset.images[index] for index in chosen))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from detofa.errors import UserError
 from detofa.path_filter.pruned_space import PrunedSpace
 from detofa.space import Genes
 from detofa.train.config import FilterPlan, TrainConfig
+from detofa.train.evaluate import evaluate_paths
 from detofa.train.method import budgets_of, train_by_method
 from detofa.train.trainer import Trainer
 from tests.samples import Quiet, config_of, trainer_of
@@ -100,11 +102,32 @@ def test_a_filter_that_proves_nothing_leaves_the_space_whole(data: Path, tmp_pat
         assert torch.equal(value, trainer.averaged_supernet.state_dict()[name]), name
 
 
+def test_labels_are_evaluated_on_as_many_images_as_the_settings_say(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+
+    def spy(
+        supernet: Any, archs: Any, recalibration: Any, images: Any, *rest: Any, **more: Any
+    ) -> Any:
+        counts.append([record.image_id for record in images.images])
+        return evaluate_paths(supernet, archs, recalibration, images, *rest, **more)
+
+    monkeypatch.setattr("detofa.train.method.evaluate_paths", spy)
+    plan = dataclasses.replace(PLAN, label_images=3)
+    trainer = trainer_of(settings(data, "detofa", plan), tmp_path)
+    assert train_by_method(trainer, Quiet(), never)
+    assert {len(images) for images in counts} == {3}  # of six
+    assert len({tuple(images) for images in counts}) == 1
+    assert len(trainer.task.validation.images) == 6
+
+
 def test_settings_that_make_no_sense_are_refused(data: Path) -> None:
     with pytest.raises(UserError, match="method should be"):
         config_of(data, method="magic")
     with pytest.raises(UserError, match="pre-training is by ofa"):
         config_of(data, method="detofa", task="classification")
-    for change in ({"warm_up": 1.0}, {"keep": 0.0}, {"labels_per_bin": 3}, {"prune": "maybe"}):
+    changes = ({"warm_up": 1.0}, {"keep": 0.0}, {"labels_per_bin": 3}, {"label_images": 1})
+    for change in (*changes, {"prune": "maybe"}):
         with pytest.raises(UserError):
             dataclasses.replace(PLAN, **change)
