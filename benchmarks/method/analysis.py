@@ -14,6 +14,8 @@ from benchmarks.method.judge import JudgedPath, Judgement, mean_ap
 
 Values = NDArray[np.float64]
 ARMS = ("detofa", "ofa", "random-pruned")
+SAME_STEPS = "ofa-same-steps"
+"""The whole space for as many steps as the filtered arm has: cheaper by its labels and fits."""
 CONTRASTS = (("detofa", "ofa"), ("detofa", "random-pruned"), ("random-pruned", "ofa"))
 """First less second; the last is the null contrast: what chance alone does."""
 FLAT_AP = 1.0
@@ -146,6 +148,11 @@ def measures(low: float, high: float) -> dict[str, Callable[[Judgement], float]]
     }
 
 
+def contrasts_of(results: Results) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of arms to compare, first less second."""
+    return CONTRASTS if SAME_STEPS not in results else (*CONTRASTS, ("detofa", SAME_STEPS))
+
+
 def contrasts(results: Results, low: float, high: float) -> dict[str, dict[str, Interval]]:
     """Return the paired differences of each measure, first arm less second."""
     return {
@@ -156,7 +163,7 @@ def contrasts(results: Results, low: float, high: float) -> dict[str, dict[str, 
                     for one, other in zip(results[first], results[second], strict=True)
                 ]
             )
-            for first, second in CONTRASTS
+            for first, second in contrasts_of(results)
         }
         for name, measure in measures(low, high).items()
     }
@@ -168,13 +175,15 @@ def macs_mismatch(results: Results) -> float:
         arm: np.log([[path.macs for path in seed.candidates] for seed in found])
         for arm, found in results.items()
     }
-    return float(max(np.abs(costs[one] - costs[other]).max() for one, other in CONTRASTS))
+    return float(
+        max(np.abs(costs[one] - costs[other]).max() for one, other in contrasts_of(results))
+    )
 
 
 def savings(results: Results) -> dict[str, Interval | None]:
     """Return the compute for equal AP of each contrast, in percent less; None where flat."""
     found: dict[str, Interval | None] = {}
-    for first, second in CONTRASTS:
+    for first, second in contrasts_of(results):
         ratios = [
             compute_ratio(one.front, other.front)
             for one, other in zip(results[first], results[second], strict=True)
@@ -188,11 +197,12 @@ def savings(results: Results) -> dict[str, Interval | None]:
 def plot(results: Results) -> str:
     """Return the fronts as SVG: thin lines for seeds, thick ones for means in each bin."""
     colours = {"detofa": "#0a7d4b", "ofa": "#555555", "random-pruned": "#c46a00"}
+    colours[SAME_STEPS] = "#9bb7d4"
     with mpl.rc_context({"svg.hashsalt": "detofa", "font.size": 9}):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
-        for arm in ARMS:
-            fronts = [found.front for found in results[arm]]
+        for arm, judged in results.items():
+            fronts = [found.front for found in judged]
             macs = np.array([[path.macs / 1e6 for path in front] for front in fronts])
             aps = np.array([[_test_ap(path) for path in front] for front in fronts])
             for x, y in zip(macs, aps, strict=True):

@@ -8,7 +8,9 @@
 
 Every arm of every seed is a run of its own that resumes: the same command goes on where it was
 stopped. The arm with the filter comes first; the others get the steps that its labels and fits
-cost. `--slope` trains plain once-for-all only, and shows whether AP rises with compute at all.
+cost. `--slope` trains plain once-for-all only, and shows whether AP rises with compute at all;
+`--same-steps` adds the whole space trained for as many steps as the filtered arm, which shows what
+the filter is worth without the cost of its labels.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -31,6 +33,7 @@ import torch
 
 from benchmarks.method.analysis import (
     ARMS,
+    SAME_STEPS,
     Interval,
     contrasts,
     macs_mismatch,
@@ -191,15 +194,23 @@ def starting_from(plan: Plan, place: Place) -> TrainConfig:
 def run_arm(arm: str, seed: int, config: TrainConfig, place: Place, options: list[str]) -> None:
     """Train and judge one arm of one seed."""
     name, filtered = f"{arm}-{seed}", f"detofa-{seed}"
-    more = [] if arm == "detofa" else ["--cost-of", f"runs/{filtered}"]
-    place.train("train", name, replace(config, method=arm, seed=seed), *more)
+    more = [] if arm in ("detofa", SAME_STEPS) else ["--cost-of", f"runs/{filtered}"]
+    method = "ofa" if arm == SAME_STEPS else arm
+    place.train("train", name, replace(config, method=method, seed=seed), *more)
     if not place.judgement(name).is_file():
         say(f"judge {name}")
         place.start(name, "benchmarks.method.run", *options, "--judge", name)
 
 
-def run_arms(plan: Plan, config: TrainConfig, place: Place, jobs: int, options: list[str]) -> None:
-    """Train and judge all arms of all seeds, several at a time."""
+def run_arms(
+    plan: Plan,
+    arms: Sequence[str],
+    config: TrainConfig,
+    place: Place,
+    jobs: int,
+    options: list[str],
+) -> None:
+    """Train and judge all arms of all seeds, several at a time; the filtered arm comes first."""
     with ThreadPoolExecutor(jobs) as pool:
         filtered = {
             seed: pool.submit(run_arm, "detofa", seed, config, place, options)
@@ -211,7 +222,7 @@ def run_arms(plan: Plan, config: TrainConfig, place: Place, jobs: int, options: 
             run_arm(arm, seed, config, place, options)
 
         others: list[Future[None]] = [
-            pool.submit(after_filter, arm, seed) for seed in plan.seeds for arm in ARMS[1:]
+            pool.submit(after_filter, arm, seed) for seed in plan.seeds for arm in arms[1:]
         ]
         try:
             for future in [*filtered.values(), *others]:
@@ -224,11 +235,13 @@ def run_arms(plan: Plan, config: TrainConfig, place: Place, jobs: int, options: 
 # ---- the report ---------------------------------------------------------------------------
 
 
-def report(title: str, plan: Plan, place: Place, command: str, output: Path) -> None:
-    """Write the table, the plot and the JSON."""
+def report(
+    title: str, plan: Plan, names: Sequence[str], place: Place, command: str, output: Path
+) -> None:
+    """Write the table, the plot and the JSON of the arms named."""
     results = {
         arm: [Judgement.load(place.judgement(f"{arm}-{seed}")) for seed in plan.seeds]
-        for arm in ARMS
+        for arm in names
     }
     edges = json.loads(place.run(f"detofa-{plan.seeds[0]}").filter_report.read_text())["bins"]
     low, high = edges["edges"][0], edges["edges"][-1]
@@ -243,7 +256,7 @@ def report(title: str, plan: Plan, place: Place, command: str, output: Path) -> 
                 for name, measure in measures(low, high).items()
             },
         }
-        for arm in ARMS
+        for arm in names
     }
     record = {
         "title": title,
@@ -261,7 +274,7 @@ def report(title: str, plan: Plan, place: Place, command: str, output: Path) -> 
         },
         "judgements": {
             f"{arm}-{seed}": json.loads(place.judgement(f"{arm}-{seed}").read_text())
-            for arm in ARMS
+            for arm in names
             for seed in plan.seeds
         },
         "filters": {
@@ -310,8 +323,8 @@ def _markdown(
     pairs = list(next(iter(differences.values())))
     lines += [
         "",
-        "Differences, paired by seed, with 95 % intervals over seeds; the last column is the null "
-        "contrast.",
+        "Differences, paired by seed, with 95 % intervals over seeds; random-pruned - ofa is the "
+        "null contrast.",
         "",
         f"| | {' | '.join(pairs)} |",
         "| --- |" + " ---: |" * len(pairs),
@@ -382,6 +395,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each; default %(default)s")
     parser.add_argument("--processes", type=int, default=1, help="of each, under torchrun")
     parser.add_argument("--output", type=Path, help="report without suffix; default WORK/report")
+    parser.add_argument(
+        "--same-steps",
+        action="store_true",
+        help="also train the whole space for as many steps as the filtered arm",
+    )
     parser.add_argument("--slope", action="store_true", help="only show that compute matters")
     parser.add_argument("--judge", metavar="RUN", help="only judge this finished run")
     options = parser.parse_args()
@@ -418,10 +436,12 @@ def _run(options: argparse.Namespace) -> None:
         show_slope(plan, config, place)
         return
     again = [options.task, "--size", options.size, "--data", data, "--work", str(work)]
-    run_arms(plan, config, place, options.jobs, again)
+    arms = (*ARMS, SAME_STEPS) if options.same_steps else ARMS
+    run_arms(plan, arms, config, place, options.jobs, again)
     command = f"python -m benchmarks.method.run {options.task} --size {options.size}"
+    command += " --same-steps" if options.same_steps else ""
     title = f"{options.task}, {options.size}"
-    report(title, plan, place, command, options.output or work / "report")
+    report(title, plan, arms, place, command, options.output or work / "report")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,8 @@ def test_every_plan_can_be_made_or_is_refused(task: str, size: str) -> None:
 
 @pytest.mark.slow
 def test_the_smoke_run_goes_through_and_again_only_reports(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.method.run", "glyphs", "--work", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.method.run", "glyphs", "--same-steps"]
+    command += ["--work", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     printed = []
     for _ in range(2):
@@ -151,10 +152,16 @@ def test_the_smoke_run_goes_through_and_again_only_reports(tmp_path: Path) -> No
     assert "train" not in printed[1]  # all was there
     report = json.loads((tmp_path / "report.json").read_text())
     for pairs in report["differences"].values():
-        assert set(pairs) == {"detofa - ofa", "detofa - random-pruned", "random-pruned - ofa"}
+        assert set(pairs) == {
+            "detofa - ofa",
+            "detofa - random-pruned",
+            "random-pruned - ofa",
+            "detofa - ofa-same-steps",
+        }
     arms = report["arms"]
     for arm in ("ofa", "random-pruned"):  # which have no labels to pay for
         pairs = zip(arms[arm]["steps"], arms["detofa"]["steps"], strict=True)
         assert all(more > steps for more, steps in pairs)
+    assert arms["ofa-same-steps"]["steps"] == arms["detofa"]["steps"]
     assert "not resolved" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "report.svg").read_text().startswith("<?xml")
