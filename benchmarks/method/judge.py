@@ -143,11 +143,10 @@ class Judge:
     def _candidates(self) -> Genes:
         """Return paths of each bin that the arm trained on, matched in MACs between arms.
 
-        The filtered arm's are drawn from what its filter kept; any other arm's are those of its own
-        space that are nearest to these in MACs.
+        The filtered arm's are those that its filter ranks highest, of many drawn from what it kept;
+        any other arm's are those of its own space that are nearest to these in MACs.
         """
-        count = self.plan.candidates_per_bin
-        wanted = self._draw(self.filtered, count, _CANDIDATES, seed=self.seed)
+        wanted = self._ranked_highest()
         if self.own is not None and isinstance(self.own.path_filter, PathFilter):
             return wanted
         drawn = self._draw(self.own, _DRAWN_PER_BIN, _MATCHES, seed=self.seed)
@@ -160,6 +159,19 @@ class Judge:
             distances[rows, column] = np.inf  # each path once
             rows.append(int(distances[:, column].argmin()))
         return drawn[rows]
+
+    def _ranked_highest(self) -> Genes:
+        """Return (B * candidates_per_bin, num_genes) kept paths, those of a bin best first."""
+        drawn = self._draw(self.filtered, _DRAWN_PER_BIN, _CANDIDATES, seed=self.seed)
+        costs = self.budgets.cost(drawn)
+        bins = self.budgets.bins.index(costs)
+        scores = self.filtered.path_filter.score_in_bin(drawn, costs)
+        order = np.argsort(-scores)
+        best_of_bins = [
+            drawn[order[bins[order] == index][: self.plan.candidates_per_bin]]
+            for index in range(self.budgets.bins.count)
+        ]
+        return np.concatenate(best_of_bins)
 
     def _draw(self, source: PrunedSpace | None, per_bin: int, stream: int, *, seed: int) -> Genes:
         """Return (B * per_bin, num_genes) paths, drawn evenly over the bins."""

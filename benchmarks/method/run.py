@@ -337,8 +337,8 @@ def _markdown(
         f"| compute saved at equal AP | {' | '.join(cells)} |",
         "",
         "- front: of each bin the candidate with the best AP on validation, on the test split; "
-        f"{plan.candidates_per_bin} candidates a bin, in every arm at the MACs of those that were "
-        f"drawn from what the filter kept (within {mismatch:.1%}).",
+        f"{plan.candidates_per_bin} candidates a bin, in every arm at the MACs of those that the "
+        f"filter ranks highest of what it kept (within {mismatch:.1%}).",
         "- candidates: all of them, on validation: what a path of the arm's space is worth before "
         "any is chosen.",
         "- same paths: how well one and the same path came out of each arm's training, on the test "
