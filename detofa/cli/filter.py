@@ -1,13 +1,13 @@
 """`detofa filter`: fit the path filter of a run, say what it is worth, show what it keeps."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from detofa.cli.display import show_table, shown_progress
 from detofa.cli.measure import locate_table
-from detofa.cli.options import Run, Seed, Threads
+from detofa.cli.options import DataOfRun, Run, Seed, Threads
 from detofa.cli.runs import find_run
 from detofa.cli.training import training_ranks
 from detofa.errors import UserError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from detofa.choose.chooser import Chooser
     from detofa.path_filter.pruned_space import PrunedSpace
     from detofa.space import Genes
+    from detofa.train.evaluate import PathFigures
     from detofa.train.filtering import Budgets, FilterReport
     from detofa.train.path_evaluations import PathEvaluations
     from detofa.train.run import RunFolder
@@ -39,10 +40,7 @@ def fit(
         bool, typer.Option("--show", help="What the paths kept have in common, as table and SVG.")
     ] = False,
     seed: Seed = 0,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="The data set's folder.  [default: where the run was trained]"),
-    ] = None,
+    data: DataOfRun = None,
 ) -> None:
     """Fit the path filter of a run and compare it with other rankers on the same labels.
 
@@ -62,10 +60,10 @@ def fit(
         table = locate_table(chooser.space, device, threads) if budget == "latency" else None
         budgets = Budgets.of(chooser.space, bins, table)
         genes, evaluations = _labels(chooser, found, budgets, labels_per_bin, seed)
-        evaluate_labels(genes, evaluations, on_progress)
+        labels = evaluate_labels(genes, evaluations, on_progress)
         if not ranks.is_first:
             return
-        pruned, report = _fitted(chooser, genes, evaluations, budgets, keep, seed)
+        pruned, report = _fitted(chooser, genes, labels, budgets, keep, seed)
     _report(report)
     if _is_new(found):
         report.save(found.filter_report)
@@ -84,7 +82,7 @@ def fit(
 def _fitted(
     chooser: "Chooser",
     genes: "Genes",
-    evaluations: "PathEvaluations",
+    labels: "Sequence[PathFigures]",
     budgets: "Budgets",
     keep: float,
     seed: int,
@@ -95,11 +93,9 @@ def _fitted(
     from detofa.path_filter.pruned_space import cut_space
     from detofa.train.filtering import fit_filter
 
-    on_progress = chooser.on_progress
-    path_filter, report = fit_filter(
-        chooser.space, genes, evaluations, budgets, seed=seed, on_progress=on_progress
-    )
-    on_progress("prune", 0.0)
+    chooser.on_progress("fit the path filter", 0.0)
+    path_filter, report = fit_filter(chooser.space, genes, labels, budgets, seed=seed)
+    chooser.on_progress("prune", 0.0)
     rng = np.random.default_rng([seed, 4])
     return cut_space(chooser.space, path_filter, budgets.cost, rng, keep=keep), report
 

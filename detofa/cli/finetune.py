@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detofa.cli.options import RunName, TrainDevice, TrainThreads
+from detofa.cli.options import DataOfRun, RunName, SkipBad, TrainDevice, TrainThreads
 from detofa.cli.runs import run_of_subnet
 from detofa.cli.training import find_place, prepare_run, show_size, stopped, training_ranks, watched
 from detofa.errors import UserError
@@ -22,10 +22,7 @@ def finetune(
         Path | None,
         typer.Option(help="The subnet.json to write.  [default: NAME-finetuned.json beside it]"),
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="The data set's folder.  [default: where the run was trained]"),
-    ] = None,
+    data: DataOfRun = None,
     name: RunName = None,
     epochs: Annotated[float, typer.Option(min=0, help="Times that every image is seen.")] = 10,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 8,
@@ -33,9 +30,7 @@ def finetune(
     seed: Annotated[int, typer.Option(min=0, help="Decides the batches.")] = 0,
     device: TrainDevice = "auto",
     threads: TrainThreads = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out faulty images instead of stopping.")
-    ] = False,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Train a chosen detector alone for a few epochs; the same command resumes it.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detofa.cli.display import average_precision, show_table
-from detofa.cli.options import Seed, Threads
+from detofa.cli.options import Seed, SkipBad, Threads
 from detofa.cli.runs import data_of_subnet
 from detofa.errors import UserError
 
@@ -84,9 +84,7 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     threads: Threads = 1,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out faulty images instead of stopping.")
-    ] = False,
+    skip_bad: SkipBad = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a detector's COCO average precision on a split."""

@@ -1,6 +1,7 @@
 """Options that several commands share, and reading what was typed into them."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
@@ -15,6 +16,13 @@ Run = Annotated[
     typer.Option("--run", help="A run's name or folder.  [default: the newest under runs/]"),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads that run the model.")]
+DataOfRun = Annotated[
+    Path | None,
+    typer.Option(help="The data set's folder.  [default: where the run was trained]"),
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out faulty images instead of stopping.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 ImageSizes = Annotated[
     list[str] | None,

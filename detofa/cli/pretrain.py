@@ -10,6 +10,7 @@ from detofa.cli.options import (
     ImageSizes,
     LearningRate,
     RunName,
+    SkipBad,
     Space,
     Steps,
     TrainDevice,
@@ -46,9 +47,7 @@ def pretrain(
     learning_rate: LearningRate = None,
     device: TrainDevice = "auto",
     threads: TrainThreads = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out broken images instead of stopping.")
-    ] = False,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Train a supernet's backbone to classify images; the same command resumes it.
 

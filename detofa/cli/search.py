@@ -9,7 +9,7 @@ import typer
 
 from detofa.cli.display import average_precision, show_table, shown_progress
 from detofa.cli.measure import locate_table
-from detofa.cli.options import Run, Seed, Threads, parsed
+from detofa.cli.options import DataOfRun, Run, Seed, Threads, parsed
 from detofa.cli.runs import find_run
 from detofa.errors import UserError
 from detofa.units import format_count, parse_count, parse_latency_ms
@@ -47,10 +47,7 @@ def search(
         int, typer.Option(min=0, help="Paths evaluated to fit the predictor of AP.")
     ] = 24,
     seed: Seed = 0,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="The data set's folder.  [default: where the run was trained]"),
-    ] = None,
+    data: DataOfRun = None,
     output: Annotated[Path, typer.Option(help="The file to write.")] = Path("subnet.json"),
 ) -> None:
     """Find the best detector for a budget; writes subnet.json and the weights beside it."""

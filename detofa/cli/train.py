@@ -10,6 +10,7 @@ from detofa.cli.options import (
     ImageSizes,
     LearningRate,
     RunName,
+    SkipBad,
     Space,
     Steps,
     TrainDevice,
@@ -61,9 +62,7 @@ def train(
     learning_rate: LearningRate = None,
     device: TrainDevice = "auto",
     threads: TrainThreads = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out faulty images instead of stopping.")
-    ] = False,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Train a supernet on your data; the same command resumes a run that was stopped.
 

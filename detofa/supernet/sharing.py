@@ -1,6 +1,7 @@
 """Weight sharing: any network of a space runs on slices of the largest one's weights."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
@@ -17,7 +18,7 @@ Build = Callable[[SearchSpace, Arch], Network]
 """Makes the static network of one arch."""
 
 
-class ArchModule(nn.Module, Generic[Network]):
+class ArchModule(nn.Module, ABC, Generic[Network]):
     """A module that is told which arch to run: one of many, or the only one it has.
 
     Attributes:
@@ -26,13 +27,13 @@ class ArchModule(nn.Module, Generic[Network]):
 
     space: SearchSpace
 
+    @abstractmethod
     def forward(self, images: Tensor, arch: Arch) -> Any:
         """Run one arch on images (B, 3, H, W); outputs are those of its static network."""
-        raise NotImplementedError
 
+    @abstractmethod
     def extract(self, arch: Arch) -> Network:
         """Return the static network of `arch` with its own copy of the weights."""
-        raise NotImplementedError
 
 
 class OneNetwork(ArchModule[Network]):

@@ -140,29 +140,25 @@ def evaluate_labels(
 def fit_filter(
     space: SearchSpace,
     genes: Genes,
-    evaluations: PathEvaluations,
+    figures: Sequence[PathFigures],
     budgets: Budgets,
     *,
     seed: int,
-    on_progress: Callable[[str, float], None] = lambda doing, share: None,
 ) -> tuple[PathFilter, FilterReport]:
-    """Evaluate labels as far as they are not there yet, and fit a path filter on them.
+    """Fit a path filter on labels, and judge it.
 
     Of AP and loss that one is the label which two halves of the images agree on best.
 
     Args:
         space: The search space.
-        genes: (N, num_genes) distinct paths to label.
-        evaluations: Evaluates them, or knows them already.
+        genes: (N, num_genes) distinct paths.
+        figures: Of each path, with those of both halves of the images; see `evaluate_labels`.
         budgets: The cost and its bins.
         seed: Decides folds, fits and bootstrap.
-        on_progress: Told what is being done, and the share done.
 
     Raises:
         UserError: fewer labels than a bin needs, or labels that are all alike.
     """
-    figures = evaluate_labels(genes, evaluations, on_progress)
-    on_progress("fit the path filter", 0.0)
     with ThreadPoolExecutor(1, "fit") as pool:
         fitted = pool.submit(_fit_on_one_thread, space, genes, figures, budgets, seed)
         return fitted.result()

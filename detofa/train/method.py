@@ -87,11 +87,9 @@ def _pruned_space(
             )
             tell(f"evaluating {len(genes)} paths for the path filter")
             evaluations, drawing = _evaluations(trainer), trainer.clock() - begin
-            evaluate_labels(genes, evaluations, on_progress)
+            labels = evaluate_labels(genes, evaluations, on_progress)
             on_progress("fit the path filter", 0.0)
-            ranks.first(
-                lambda: _prune_by_filter(trainer, budgets, genes, evaluations, drawing, tell)
-            )
+            ranks.first(lambda: _prune_by_filter(trainer, budgets, genes, labels, drawing, tell))
     if not ranks.first(run.pruned_space.is_file):
         return None
     return PrunedSpace.load(run.pruned_space, trainer.space, budgets.cost)
@@ -109,14 +107,14 @@ def _prune_by_filter(
     trainer: Trainer,
     budgets: Budgets,
     genes: Genes,
-    evaluations: PathEvaluations,
+    labels: Sequence[PathFigures],
     drawing: float,
     tell: Callable[[str], None],
 ) -> None:
     """Fit the filter on labels, and write the space pruned by it if the settings say so."""
     config, run, space = trainer.config, trainer.run, trainer.space
     begin = trainer.clock()
-    path_filter, report = fit_filter(space, genes, evaluations, budgets, seed=config.seed)
+    path_filter, report = fit_filter(space, genes, labels, budgets, seed=config.seed)
     tell(report.quality.advice())
     if config.filter.prune == "always" or report.quality.filter_is_worth_pruning_by:
         rng = np.random.default_rng([config.seed, 4])

@@ -34,6 +34,21 @@ def _truth_as_detections(dataset):
     ]
 
 
+def _noisy(dataset, generator, pixels):
+    """The true boxes moved by so many pixels, with random scores and some wrong labels."""
+    noisy = []
+    for truth in _truth_as_detections(dataset):
+        boxes = truth.boxes_xyxy + generator.normal(0, pixels, truth.boxes_xyxy.shape)
+        noisy.append(
+            Detections(
+                boxes_xyxy=boxes.astype(np.float32),
+                scores=generator.random(len(truth)).astype(np.float32),
+                labels=np.where(generator.random(len(truth)) < 0.8, truth.labels, 0),
+            )
+        )
+    return noisy
+
+
 def test_a_false_positive_between_two_hits_gives_the_known_precision(tmp_path, make_coco):
     images = [[(17, (10, 10, 10, 10))], [(17, (20, 10, 10, 10))]]
     dataset = load_dataset(make_coco(tmp_path, {"val": images}, CATS), "val")
@@ -108,16 +123,7 @@ def test_parts_have_the_figures_of_their_images_alone(tmp_path, make_coco):
     ]
     images[4] = []  # no boxes
     dataset = load_dataset(make_coco(tmp_path, {"val": images}, CATS), "val")
-    found = []
-    for truth in _truth_as_detections(dataset):
-        shifted = truth.boxes_xyxy + generator.normal(0, 4, truth.boxes_xyxy.shape)
-        found.append(
-            Detections(
-                boxes_xyxy=shifted.astype(np.float32),
-                scores=generator.random(len(truth)).astype(np.float32),
-                labels=np.where(generator.random(len(truth)) < 0.8, truth.labels, 0),
-            )
-        )
+    found = _noisy(dataset, generator, 4)
     parts = [slice(None), slice(0, None, 2), slice(1, None, 2), slice(4, 5)]
     figures = evaluate_parts(dataset, found, parts)
     for part, (ap, ap50) in zip(parts, figures, strict=True):
@@ -132,17 +138,7 @@ def test_parts_have_the_figures_of_their_images_alone(tmp_path, make_coco):
 
 def test_figures_equal_pycocotools_on_the_original_file(data_dir):
     dataset = load_dataset(data_dir / "coco_ccby", "val")
-    generator = np.random.default_rng(0)
-    noisy = []
-    for found in _truth_as_detections(dataset):
-        boxes = found.boxes_xyxy + generator.normal(0, 6, found.boxes_xyxy.shape)
-        noisy.append(
-            Detections(
-                boxes_xyxy=boxes.astype(np.float32),
-                scores=generator.random(len(found)).astype(np.float32),
-                labels=np.where(generator.random(len(found)) < 0.8, found.labels, 0),
-            )
-        )
+    noisy = _noisy(dataset, np.random.default_rng(0), 6)
     result = evaluate_detections(dataset, noisy)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(data_dir / "coco_ccby" / "instances_val.json"))
