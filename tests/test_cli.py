@@ -273,7 +273,7 @@ def test_a_missing_extra_is_named(run, empty, monkeypatch):
     monkeypatch.setitem(sys.modules, "detofa.data.check", None)
     with pytest.raises(ModuleNotFoundError):
         main(["data", "check", "."])
-    error = ModuleNotFoundError("No module named 'pycocotools'", name="pycocotools")
+    error = ModuleNotFoundError("No module named 'faster_coco_eval'", name="faster_coco_eval")
     monkeypatch.setattr("detofa.cli.app", lambda **_: (_ for _ in ()).throw(error))
     done = run("eval", "subnet.json")
     assert done.code == 1

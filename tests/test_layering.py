@@ -76,7 +76,7 @@ NO_TORCH = [
 ]
 NOT_IN_THE_BASE_INSTALL = [
     "torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "tensorrt", "pynvml",
-    "pycocotools", "fvcore", "yaml", "sklearn", "matplotlib",
+    "faster_coco_eval", "fvcore", "yaml", "sklearn", "matplotlib",
 ]  # fmt: skip
 
 

@@ -181,11 +181,12 @@ def _bccd(data: str) -> Plan:
         train=replace(
             recipes.bccd(Path(data)),
             image_sizes=((128, 160), (192, 256)),
-            steps=300,
+            steps=600,
             batch_size=4,
-            recalibration_images=64,
+            random_paths=1,
+            recalibration_images=32,
             evaluations=1,
-            filter=FilterPlan(bins=5, labels_per_bin=12, prune="always"),
+            filter=FilterPlan(bins=5, labels_per_bin=12, label_images=48, prune="always"),
         ),
         seeds=(0, 1, 2),
     )

@@ -15,7 +15,7 @@ _EPILOG = (
     "130 stopped by Ctrl-C."
 )
 # What the base install leaves out, by the extra that has it.
-_EXTRA_OF = dict.fromkeys(("torch", "torchvision", "pycocotools", "fvcore", "yaml"), "train")
+_EXTRA_OF = dict.fromkeys(("torch", "torchvision", "faster_coco_eval", "fvcore", "yaml"), "train")
 _EXTRA_OF |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx")
 _EXTRA_OF |= dict.fromkeys(("sklearn", "matplotlib"), "demo")
 

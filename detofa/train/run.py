@@ -17,7 +17,7 @@ from detofa.files import write_json, write_text
 from detofa.train.config import TrainConfig, read_recipe
 
 RUNS = Path("runs")
-_PACKAGES = ("detofa", "numpy", "torch", "torchvision", "onnxruntime", "pycocotools")
+_PACKAGES = ("detofa", "numpy", "torch", "torchvision", "onnxruntime", "faster-coco-eval")
 
 
 @dataclass(frozen=True, kw_only=True)

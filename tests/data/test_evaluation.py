@@ -136,18 +136,60 @@ def test_parts_have_the_figures_of_their_images_alone(tmp_path, make_coco):
     assert evaluate_parts(dataset, [_found()] * 7, parts) == [(0.0, 0.0)] * 4
 
 
-def test_figures_equal_pycocotools_on_the_original_file(data_dir):
-    dataset = load_dataset(data_dir / "coco_ccby", "val")
-    noisy = _noisy(dataset, np.random.default_rng(0), 6)
-    result = evaluate_detections(dataset, noisy)
+def _assert_equal_to_pycocotools(result, truth_path, dataset, detections):
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(data_dir / "coco_ccby" / "instances_val.json"))
-        results = truth.loadRes(detections_to_coco(dataset, noisy))
+        truth = COCO(str(truth_path))
+        results = truth.loadRes(detections_to_coco(dataset, detections))
         oracle = COCOeval(truth, results, "bbox")
         oracle.evaluate()
         oracle.accumulate()
         oracle.summarize()
     ours = (result.ap, result.ap50, result.ap75)
-    ours_by_area = (result.ap_small, result.ap_medium, result.ap_large)
-    assert (*ours, *ours_by_area) == pytest.approx(tuple(oracle.stats[:6]), abs=1e-6)
+    by_area = (result.ap_small, result.ap_medium, result.ap_large)
+    found = [-1 if value is None else value for value in (*ours, *by_area)]
+    assert found == pytest.approx(list(oracle.stats[:6]), abs=1e-9)
+    for index, of_class in enumerate(result.per_class):
+        precision = oracle.eval["precision"][:, :, index, 0, -1]
+        assert of_class.ap == (pytest.approx(precision.mean()) if precision.max() > -1 else None)
+
+
+def test_figures_equal_pycocotools_on_the_original_file(data_dir):
+    dataset = load_dataset(data_dir / "coco_ccby", "val")
+    noisy = _noisy(dataset, np.random.default_rng(0), 6)
+    result = evaluate_detections(dataset, noisy)
+    path = data_dir / "coco_ccby" / "instances_val.json"
+    _assert_equal_to_pycocotools(result, path, dataset, noisy)
     assert 0.05 < result.ap < 0.95
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_figures_equal_pycocotools_with_crowds_ties_and_more_boxes_than_count(
+    tmp_path, make_coco, seed
+):
+    generator = np.random.default_rng(seed)
+    categories = [(3, "cat"), (17, "dog"), (90, "never seen")]
+
+    def annotation():
+        x, y = generator.uniform(0, (150, 100))
+        width, height = generator.uniform(4, 40, 2)
+        crowd = ("crowd",) if generator.random() < 0.2 else ()
+        return (int(generator.choice([3, 17])), (x, y, width, height), *crowd)
+
+    images = [[annotation() for _ in range(generator.integers(0, 6))] for _ in range(9)]
+    root = make_coco(tmp_path, {"val": images}, categories, (160, 220))
+    dataset = load_dataset(root, "val")
+    found = []
+    for truth in _truth_as_detections(dataset):
+        rows = generator.integers(0, max(1, len(truth)), 130 if len(truth) else 0)
+        boxes = truth.boxes_xyxy[rows] + generator.normal(0, 3, (len(rows), 4))
+        found.append(
+            Detections(
+                boxes_xyxy=boxes.astype(np.float32),
+                scores=(generator.integers(1, 20, len(rows)) / 20).astype(np.float32),  # many ties
+                labels=truth.labels[rows],
+            )
+        )
+    result = evaluate_detections(dataset, found)
+    path = root / "annotations" / "instances_val.json"
+    _assert_equal_to_pycocotools(result, path, dataset, found)
+    assert 0.01 < result.ap < 0.99
