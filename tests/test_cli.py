@@ -468,7 +468,8 @@ def test_the_path_filter_is_compared_and_shown(run, place):
     assert done.code == 0, done.err
     for ranker in ("filter", "macs", "ridge", "regressor", "random"):
         assert f"\n {ranker} " in done.out, ranker
-    assert "two halves of the images agree on loss with tau" in done.out
+    for label in ("ap", "loss"):
+        assert f"{label} on one half of the images ranks AP on the other with tau" in done.out
     folder = place / "runs" / "squares-tiny" / "path_filter"
     assert {path.name for path in folder.iterdir()} == {
         "path_filter.json",

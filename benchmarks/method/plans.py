@@ -141,13 +141,13 @@ def _glyphs(glyphs: GlyphTask) -> Plan:
             random_paths=1,
             learning_rate=1.5e-3,
             backbone_rate=1.0,
-            recalibration_images=48,
+            recalibration_images=32,
             evaluations=1,
             checkpoint_steps=100,
             augmentation=Augmentation(horizontal_flip=0.0, min_scale=0.8, max_scale=1.25),
             filter=FilterPlan(bins=5, labels_per_bin=12, label_images=64, prune="always"),
         ),
-        seeds=(4, 5, 6),  # 0 and 1 taught that labels cost too much; see docs/method.md
+        seeds=(7, 8, 9, 10),  # earlier ones taught what to change; see docs/method.md
     )
 
 

@@ -133,7 +133,10 @@ def _report(report: "FilterReport") -> None:
     title = f"In-bin Kendall tau, label {quality.label}, {quality.num_labels} labels"
     show_table(title, columns, rows)
     for name, reliability in report.reliability.items():
-        print(f"two halves of the images agree on {name} with tau {reliability.tau}")
+        print(
+            f"{name} on one half of the images ranks AP on the other with tau "
+            f"{reliability.tau_with_ap}, itself with {reliability.tau}"
+        )
     print(f"filter less MACs alone: {quality.filter_minus_macs}")
     print(f"filter less ridge: {quality.filter_minus_ridge}")
     print(

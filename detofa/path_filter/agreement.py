@@ -59,6 +59,11 @@ class Comparisons:
         np.fill_diagonal(made, 0)
         return cls(agreed=made * _signs(scores) * _signs(labels), made=made, bins=bins)
 
+    def __add__(self, other: "Comparisons") -> "Comparisons":
+        """Return the comparisons of both, of the same archs."""
+        agreed, made = self.agreed + other.agreed, self.made + other.made
+        return Comparisons(agreed=agreed, made=made, bins=self.bins)
+
     def tau(self) -> float:
         """Return Kendall's tau over all comparisons, -1 to 1; 0 where there is none."""
         return float(self.agreed.sum() / max(self.made.sum(), 1))

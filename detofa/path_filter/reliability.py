@@ -13,11 +13,14 @@ from detofa.path_filter.bins import Indices
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """Agreement of a label with itself on other images.
+    """Agreement of a label with itself, and with AP, on other images.
 
     Attributes:
         tau: In-bin Kendall tau between the labels of the two halves. The whole set ranks better
             than its halves do (Spearman 1910 and Brown 1910, British Journal of Psychology 3).
+        tau_with_ap: In-bin Kendall tau between the label on one half and AP on the other, both
+            ways round: what the label is worth to someone who wants AP. A label can agree with
+            itself and yet rank by something else.
         noise: Standard error of the whole set's label, taken as the mean of its halves: half the
             standard deviation of their differences. What the halves differ by on all archs, as
             images of unequal difficulty do, is no noise.
@@ -25,44 +28,54 @@ class Reliability:
     """
 
     tau: Estimate
+    tau_with_ap: Estimate
     noise: float
     num_archs: int
 
 
 def split_half_reliability(
-    first: ArrayLike, second: ArrayLike, bins: Indices, rng: np.random.Generator
+    halves: ArrayLike, ap_halves: ArrayLike, bins: Indices, rng: np.random.Generator
 ) -> Reliability:
     """Compare the labels of archs on two halves of the validation images.
 
     Args:
-        first: (N,) labels on one half.
-        second: (N,) labels of the same archs on the other half.
+        halves: (2, N) labels of the same archs on each half.
+        ap_halves: (2, N) AP of them on each half.
         bins: (N,) bin of each arch.
         rng: Source of randomness of the bootstrap, which draws archs within bins.
 
     Raises:
         UserError: a label is not finite, or no two archs share a bin.
     """
-    one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    assert one.shape == other.shape == bins.shape, (one.shape, other.shape, bins.shape)
-    finite = np.isfinite(one) & np.isfinite(other)
+    labels, aps = np.asarray(halves, np.float64), np.asarray(ap_halves, np.float64)
+    assert labels.shape == aps.shape == (2, *bins.shape), (labels.shape, aps.shape, bins.shape)
+    finite = np.isfinite([labels, aps]).all(axis=(0, 1))
     if not finite.all():
         raise UserError(
             f"arch {int(np.argmin(finite))} has a label that is not a finite number on one half "
             "of the images; evaluate it again"
         )
-    comparisons = Comparisons.of(one, other, bins)
-    if not comparisons.made.any():
+    own = Comparisons.of(labels[0], labels[1], bins)
+    if not own.made.any():
         raise UserError("no two archs share a budget bin; evaluate more archs or use fewer bins")
-    resampled = comparisons.resampled(draw_within_bins(bins, rng))
+    with_ap = Comparisons.of(labels[0], aps[1], bins) + Comparisons.of(labels[1], aps[0], bins)
+    draws = draw_within_bins(bins, rng)
     return Reliability(
-        tau=estimate(comparisons.tau(), resampled),
-        noise=float(np.std(one - other, ddof=1) / 2),
+        tau=estimate(own.tau(), own.resampled(draws)),
+        tau_with_ap=estimate(with_ap.tau(), with_ap.resampled(draws)),
+        noise=float(np.std(labels[0] - labels[1], ddof=1) / 2),
         num_archs=len(bins),
     )
 
 
 def choose_label(candidates: Mapping[str, Reliability]) -> str:
-    """Return the name of the most reliable label; the first named wins a tie."""
+    """Return the name of the label that ranks AP on other images best.
+
+    Where AP tells nothing yet, as it is zero for all, the most reliable label is chosen.
+    """
     assert candidates, "a label to choose"
-    return max(candidates, key=lambda name: candidates[name].tau.value)
+
+    def worth(name: str) -> tuple[float, float]:
+        return candidates[name].tau_with_ap.value, candidates[name].tau.value
+
+    return max(candidates, key=worth)

@@ -147,7 +147,8 @@ def fit_filter(
 ) -> tuple[PathFilter, FilterReport]:
     """Fit a path filter on labels, and judge it.
 
-    Of AP and loss that one is the label which two halves of the images agree on best.
+    Of AP and loss that one is the label which, on one half of the images, ranks AP on the other
+    half best.
 
     Args:
         space: The search space.
@@ -176,9 +177,10 @@ def _fit_on_one_thread(
     costs = budgets.cost(genes)
     index = budgets.bins.index(costs)
     rng = np.random.default_rng([seed, 3])
+    halves = {name: _half_labels(figures, name) for name in ("ap", "loss")}
     reliability = {
-        name: split_half_reliability(*_half_labels(figures, name), index, rng)
-        for name in ("ap", "loss")
+        name: split_half_reliability(labels, halves["ap"], index, rng)
+        for name, labels in halves.items()
     }
     label = choose_label(reliability)
     labels, noise = _labels(figures, label), reliability[label].noise
@@ -210,16 +212,15 @@ def _labels(figures: Sequence[PathFigures], label: str) -> Values:
     """Return a label of each path, larger is better."""
     if label == "ap":
         return np.array([path.ap for path in figures])
-    first, second = _half_labels(figures, label)
-    return (first + second) / 2
+    labels: Values = _half_labels(figures, label).mean(axis=0)
+    return labels
 
 
-def _half_labels(figures: Sequence[PathFigures], label: str) -> tuple[Values, Values]:
-    """Return a label of each path on each half of the images, larger is better."""
+def _half_labels(figures: Sequence[PathFigures], label: str) -> Values:
+    """Return a label of N paths on each half of the images: (2, N), larger is better."""
     sign = 1.0 if label == "ap" else -1.0
     rows = []
     for path in figures:
         assert path.halves is not None
         rows.append([sign * float(getattr(half, label)) for half in path.halves])
-    first, second = np.array(rows).T
-    return first, second
+    return np.array(rows).T

@@ -67,29 +67,52 @@ def test_an_estimate_is_shown_with_its_interval():
     assert str(found) == "0.50 (0.25 to 0.75)"
 
 
-def test_halves_with_less_noise_are_more_reliable_and_that_label_is_chosen():
-    candidates = {}
-    for name, noise in (("ap", 2.0), ("loss", 0.3)):
-        first, second = two_rankings(noise)
-        rng = np.random.default_rng(0)
-        candidates[name] = split_half_reliability(first, second, BINS, rng)
-    assert candidates["loss"].tau.value > 0.6 > 0.3 > candidates["ap"].tau.value
-    assert candidates["loss"].tau.low > candidates["ap"].tau.high
+def test_the_label_is_chosen_that_ranks_ap_on_other_images():
+    """Noise speaks against AP; a rank of its own, however steady, against the loss."""
+    rng = np.random.default_rng(0)
+    truth, own_way = rng.normal(size=(2, 60))
+    noise = rng.normal(size=(2, 60))
+
+    def chosen(ap_noise, strangeness):
+        ap = truth + ap_noise * noise
+        loss = truth + strangeness * own_way + 0.1 * rng.normal(size=(2, 60))
+        candidates = {
+            name: split_half_reliability(halves, ap, BINS, np.random.default_rng(0))
+            for name, halves in (("ap", ap), ("loss", loss))
+        }
+        assert candidates["loss"].tau.low > candidates["ap"].tau.high
+        assert candidates["ap"].tau_with_ap.value == candidates["ap"].tau.value
+        return choose_label(candidates)
+
+    assert chosen(ap_noise=2.0, strangeness=0.1) == "loss"
+    assert chosen(ap_noise=0.5, strangeness=2.0) == "ap"
+
+
+def test_while_ap_is_zero_everywhere_the_reliable_label_is_chosen():
+    zeros, halves = np.zeros((2, 60)), np.stack(two_rankings(0.5))
+    candidates = {
+        name: split_half_reliability(labels, zeros, BINS, np.random.default_rng(0))
+        for name, labels in (("ap", zeros), ("loss", halves))
+    }
     assert choose_label(candidates) == "loss"
 
 
 def test_the_noise_of_a_label_is_that_of_the_mean_of_its_halves():
     first, second = two_rankings(0.5)
-    found = split_half_reliability(first, second + 7, BINS, np.random.default_rng(0))
+    halves = np.stack([first, second + 7])
+    found = split_half_reliability(halves, halves, BINS, np.random.default_rng(0))
     assert found.noise == pytest.approx(0.5 / np.sqrt(2), rel=0.2)
     assert found.num_archs == 60
 
 
 def test_halves_that_cannot_be_compared_are_refused():
-    first, second = two_rankings(0.5)
-    first[3] = np.nan
+    halves = np.stack(two_rankings(0.5))
+    broken = halves.copy()
+    broken[0, 3] = np.nan
     rng = np.random.default_rng(0)
-    with pytest.raises(UserError, match="arch 3 has a label that is not a finite number"):
-        split_half_reliability(first, second, BINS, rng)
+    for labels, aps in ((broken, halves), (halves, broken)):
+        with pytest.raises(UserError, match="arch 3 has a label that is not a finite number"):
+            split_half_reliability(labels, aps, BINS, rng)
+    pair = [[1.0, 2.0], [1.0, 2.0]]
     with pytest.raises(UserError, match="no two archs share a budget bin"):
-        split_half_reliability([1.0, 2.0], [1.0, 2.0], np.array([0, 1]), rng)
+        split_half_reliability(pair, pair, np.array([0, 1]), rng)
