@@ -27,7 +27,7 @@ from detofa.train.run import RunFolder
 Values = NDArray[np.float64]
 _KIND = "method_arm"
 _DRAWN_PER_BIN = 300
-_CANDIDATES, _WHOLE, _KEPT, _MATCHES = range(4)  # streams of random numbers
+_CANDIDATES, _WHOLE, _MATCHES = range(3)  # streams of random numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,13 @@ class JudgedPath:
         bin: Index of its budget bin.
         macs: Of the whole detector.
         validation_ap: AP on the validation split, from 0 to 1, where it was chosen by that.
-        ap: AP on the test split, from 0 to 1; None for a candidate that was not chosen.
+        ap: AP on the test split, from 0 to 1.
     """
 
     bin: int
     macs: float
+    ap: float
     validation_ap: float | None = None
-    ap: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,31 +52,41 @@ class Judgement:
     """What an arm came to.
 
     Attributes:
-        candidates: What the front was chosen from, on validation.
+        candidates: What the front was chosen from, on validation; the filtered arm's are those
+            that its filter ranks highest.
         front: Of each bin the candidate with the best AP on validation.
         whole: Paths of the whole space, the same in every arm and for every seed.
-        kept: Paths that the filter of this seed kept, the same in every arm.
+        ranked_highest: Paths that the filter of this seed ranks highest, the same in every arm.
+        judged_by: What of the plan it depends on.
     """
 
     candidates: tuple[JudgedPath, ...]
     front: tuple[JudgedPath, ...]
     whole: tuple[JudgedPath, ...]
-    kept: tuple[JudgedPath, ...]
+    ranked_highest: tuple[JudgedPath, ...]
+    judged_by: str
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
         write_json(path, _KIND, dataclasses.asdict(self))
 
+    @staticmethod
+    def judged_by_of(path: Path) -> str | None:
+        """Return what a judgement on disk depended on; None where there is none."""
+        if not path.is_file():
+            return None
+        record = read_json(path, _KIND, remake="python -m benchmarks.method.run")
+        return str(record.get("judged_by"))
+
     @classmethod
     def load(cls, path: Path) -> "Judgement":
         """Read what `save` wrote."""
         record: dict[str, Any] = read_json(path, _KIND, remake="python -m benchmarks.method.run")
-        return cls(
-            **{
-                field.name: tuple(JudgedPath(**item) for item in record[field.name])
-                for field in dataclasses.fields(cls)
-            }
-        )
+        paths = {
+            name: tuple(JudgedPath(**item) for item in record[name])
+            for name in ("candidates", "front", "whole", "ranked_highest")
+        }
+        return cls(**paths, judged_by=record["judged_by"])
 
 
 class Judge:
@@ -98,13 +108,16 @@ class Judge:
         self.seed = config.seed
         self.budgets = Budgets.of(self.space, config.filter.bins)
         categories = tuple(Category(id=i, name=name) for i, name in record.categories)
-        splits = [
-            load_dataset(Path(config.data), split, categories=categories, skip_bad=True)
-            for split in ("train", "val", "test")
-        ]
-        self.validation, self.test = splits[1:]
+        train, self.validation, self.test = (
+            load_dataset(folder, split, categories=categories, skip_bad=True)
+            for folder, split in (
+                (Path(config.data), "train"),
+                (Path(config.data), "val"),
+                (plan.test_data or Path(config.data), "test"),
+            )
+        )
         self.recalibration = Recalibration(
-            dataset=splits[0],
+            dataset=train,
             preprocessing=record.preprocessing,
             count=config.recalibration_images,
         )
@@ -116,8 +129,9 @@ class Judge:
         )
 
     def judge(self) -> Judgement:
-        """Return what the arm came to; the test split is read for winners and common paths."""
-        candidates = self._candidates()
+        """Return what the arm came to; nothing is chosen on the test split."""
+        highest = self._ranked_highest()
+        candidates = self._candidates(highest)
         macs = self.budgets.cost(candidates)
         bins = self.budgets.bins.index(macs)
         aps = self._evaluate(candidates, self.validation)
@@ -125,28 +139,26 @@ class Judge:
             int(np.flatnonzero(bins == index)[aps[bins == index].argmax()])
             for index in range(self.budgets.bins.count)
         ]
-        front = self._judged(candidates[best])
+        judged = tuple(
+            dataclasses.replace(path, validation_ap=float(ap))
+            for path, ap in zip(self._judged(candidates), aps, strict=True)
+        )
         common = self.plan.paths_in_common
+        of_a_bin = np.arange(len(highest)) % self.plan.candidates_per_bin
         return Judgement(
-            candidates=tuple(
-                JudgedPath(bin=int(place), macs=float(cost), validation_ap=float(ap))
-                for place, cost, ap in zip(bins, macs, aps, strict=True)
-            ),
-            front=tuple(
-                dataclasses.replace(path, validation_ap=float(ap))
-                for path, ap in zip(front, aps[best], strict=True)
-            ),
+            candidates=judged,
+            front=tuple(judged[row] for row in best),
             whole=self._judged(self._draw(None, common, _WHOLE, seed=0)),
-            kept=self._judged(self._draw(self.filtered, common, _KEPT, seed=self.seed)),
+            ranked_highest=self._judged(highest[of_a_bin < common]),
+            judged_by=self.plan.judged_by,
         )
 
-    def _candidates(self) -> Genes:
+    def _candidates(self, wanted: Genes) -> Genes:
         """Return paths of each bin that the arm trained on, matched in MACs between arms.
 
-        The filtered arm's are those that its filter ranks highest, of many drawn from what it kept;
-        any other arm's are those of its own space that are nearest to these in MACs.
+        The filtered arm's are those that its filter ranks highest, `wanted`; any other arm's are
+        those of its own space that are nearest to these in MACs.
         """
-        wanted = self._ranked_highest()
         if self.own is not None and isinstance(self.own.path_filter, PathFilter):
             return wanted
         drawn = self._draw(self.own, _DRAWN_PER_BIN, _MATCHES, seed=self.seed)
@@ -161,7 +173,7 @@ class Judge:
         return drawn[rows]
 
     def _ranked_highest(self) -> Genes:
-        """Return (B * candidates_per_bin, num_genes) kept paths, those of a bin best first."""
+        """Return (B * candidates_per_bin, num_genes) of many kept paths, a bin's best first."""
         drawn = self._draw(self.filtered, _DRAWN_PER_BIN, _CANDIDATES, seed=self.seed)
         costs = self.budgets.cost(drawn)
         bins = self.budgets.bins.index(costs)
@@ -199,4 +211,4 @@ class Judge:
 
 def mean_ap(paths: Sequence[JudgedPath]) -> float:
     """Return the mean AP of paths, in points (0 to 100)."""
-    return 100 * float(np.mean([path.ap for path in paths if path.ap is not None]))
+    return 100 * float(np.mean([path.ap for path in paths]))

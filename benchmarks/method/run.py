@@ -152,6 +152,10 @@ def make_data(plan: Plan, place: Place) -> None:
     with _new_set(place, "scenes", task, {"train": train, "val": val, "test": test}) as folder:
         if folder is not None:
             make_scenes(folder, task, seed=0, train=train, val=val, test=test)
+    of_test = {"train": 1, "val": 1, "test": test}
+    with _new_set(place, "test_scenes", task, of_test) as folder:
+        if folder is not None:
+            make_scenes(folder, task, seed=plan.test_seed, **of_test)
     train, val = plan.crops
     with _new_set(place, "crops", task, {"train": train, "val": val}) as folder:
         if folder is not None:
@@ -191,13 +195,15 @@ def starting_from(plan: Plan, place: Place) -> TrainConfig:
     return replace(plan.train, init=str(pretrained.classifier.resolve()))
 
 
-def run_arm(arm: str, seed: int, config: TrainConfig, place: Place, options: list[str]) -> None:
-    """Train and judge one arm of one seed."""
+def run_arm(
+    arm: str, seed: int, config: TrainConfig, place: Place, options: list[str], judged_by: str
+) -> None:
+    """Train and judge one arm of one seed, unless that is done."""
     name, filtered = f"{arm}-{seed}", f"detofa-{seed}"
     more = [] if arm in ("detofa", SAME_STEPS) else ["--cost-of", f"runs/{filtered}"]
     method = "ofa" if arm == SAME_STEPS else arm
     place.train("train", name, replace(config, method=method, seed=seed), *more)
-    if not place.judgement(name).is_file():
+    if Judgement.judged_by_of(place.judgement(name)) != judged_by:
         say(f"judge {name}")
         place.start(name, "benchmarks.method.run", *options, "--judge", name)
 
@@ -213,13 +219,13 @@ def run_arms(
     """Train and judge all arms of all seeds, several at a time; the filtered arm comes first."""
     with ThreadPoolExecutor(jobs) as pool:
         filtered = {
-            seed: pool.submit(run_arm, "detofa", seed, config, place, options)
+            seed: pool.submit(run_arm, "detofa", seed, config, place, options, plan.judged_by)
             for seed in plan.seeds
         }
 
         def after_filter(arm: str, seed: int) -> None:
             filtered[seed].result()  # whose cost this arm's steps are told from
-            run_arm(arm, seed, config, place, options)
+            run_arm(arm, seed, config, place, options, plan.judged_by)
 
         others: list[Future[None]] = [
             pool.submit(after_filter, arm, seed) for seed in plan.seeds for arm in arms[1:]
@@ -339,11 +345,11 @@ def _markdown(
         "- front: of each bin the candidate with the best AP on validation, on the test split; "
         f"{plan.candidates_per_bin} candidates a bin, in every arm at the MACs of those that the "
         f"filter ranks highest of what it kept (within {mismatch:.1%}).",
-        "- candidates: all of them, on validation: what a path of the arm's space is worth before "
-        "any is chosen.",
+        "- candidates: all of them, on the test split: what a path that the arm would consider is "
+        "worth before any is chosen.",
         "- same paths: how well one and the same path came out of each arm's training, on the test "
-        f"split; {plan.paths_in_common} a bin of the whole space, and as many of what the filter "
-        "of that seed kept.",
+        f"split; {plan.paths_in_common} a bin of the whole space, and as many of those that the "
+        "filter of that seed ranks highest.",
         "",
         _PAPER,
         "",
@@ -422,6 +428,8 @@ def _run(options: argparse.Namespace) -> None:
     data = str(Path(options.data).resolve()) if options.data else ""
     plan = plan_of(options.task, options.size, data)
     work: Path = options.work.resolve()
+    if plan.glyphs is not None:
+        plan = replace(plan, test_data=work / "data" / "test_scenes")
     place = Place(work=work, threads=options.threads, processes=options.processes)
     if options.judge:
         os.chdir(work)

@@ -140,8 +140,9 @@ def _report(report: "FilterReport") -> None:
     print(f"filter less MACs alone: {quality.filter_minus_macs}")
     print(f"filter less ridge: {quality.filter_minus_ridge}")
     print(
-        f"labels took {report.label_seconds:.0f} s of processor time, fitting and "
-        f"cross-validation {report.fit_seconds:.0f} s"
+        f"labels took {report.label_seconds:.0f} s of processor time, the fit "
+        f"{report.fit_seconds:.1f} s, the comparison with other rankers "
+        f"{report.assess_seconds:.0f} s"
     )
     print(quality.advice())
 

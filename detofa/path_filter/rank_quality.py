@@ -107,7 +107,7 @@ def assess_rankers(
     label: str,
     noise: float = 0.0,
     settings: FilterSettings | None = None,
-    repeats: int = 4,
+    repeats: int = 10,
 ) -> RankQuality:
     """Cross-validate five rankers on the same labels, within budget bins.
 

@@ -1,5 +1,6 @@
 """How far labels can be trusted: whether two halves of the validation images rank archs alike."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from numpy.typing import ArrayLike
 from detofa.errors import UserError
 from detofa.path_filter.agreement import Comparisons, Estimate, draw_within_bins, estimate
 from detofa.path_filter.bins import Indices
+
+_LEAST_SUM = 0.1  # below which a label that contradicts itself is not made worth more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,15 @@ class Reliability:
     tau_with_ap: Estimate
     noise: float
     num_archs: int
+
+    @property
+    def worth(self) -> float:
+        """Return how well the label of all images may rank AP on others.
+
+        Twice the images leave a label less noise, and the noisier label gains more by it: this is
+        the factor by which correlations grow (Spearman 1910 and Brown 1910).
+        """
+        return self.tau_with_ap.value * math.sqrt(2 / max(1 + self.tau.value, _LEAST_SUM))
 
 
 def split_half_reliability(
@@ -69,13 +81,13 @@ def split_half_reliability(
 
 
 def choose_label(candidates: Mapping[str, Reliability]) -> str:
-    """Return the name of the label that ranks AP on other images best.
+    """Return the name of the label that may rank AP on other images best; see its `worth`.
 
     Where AP tells nothing yet, as it is zero for all, the most reliable label is chosen.
     """
     assert candidates, "a label to choose"
 
     def worth(name: str) -> tuple[float, float]:
-        return candidates[name].tau_with_ap.value, candidates[name].tau.value
+        return candidates[name].worth, candidates[name].tau.value
 
     return max(candidates, key=worth)

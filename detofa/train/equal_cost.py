@@ -19,7 +19,8 @@ class Spent:
 
     Attributes:
         training: Of all steps.
-        filtering: Of labels, fits and cross-validation; 0 for a method without a path filter.
+        filtering: Of labels and fit, and of the comparison with other rankers if that decides
+            whether to prune; 0 for a method without a path filter.
     """
 
     training: float
@@ -40,7 +41,9 @@ def seconds_spent(run: RunFolder) -> Spent:
     config = run.load_config()
     seconds = _step_seconds(run, config)
     has_filter = config.method == "detofa"  # that of any other run came later, for its search
-    filtering = saved_seconds(run.filter_report) if has_filter else 0.0
+    filtering = 0.0
+    if has_filter:  # to compare rankers is part of it where that decides whether to prune
+        filtering = saved_seconds(run.filter_report, assessed=config.filter.prune != "always")
     return Spent(training=sum(seconds), filtering=filtering)
 
 

@@ -1,5 +1,6 @@
 """Fit a path filter on the paths of a supernet: evaluate labels, choose one, judge the rankers."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +73,8 @@ class FilterReport:
         quality: In-bin tau of the filter and of four others, for the label chosen.
         reliability: Split-half reliability of each candidate label.
         label_seconds: What the labels' evaluation took: processor time, or on a GPU the wall's.
-        fit_seconds: What fitting and cross-validation took, and in a run drawing and pruning.
+        fit_seconds: What fitting the filter took, and in a run drawing and pruning too.
+        assess_seconds: What the comparison with other rankers took.
         bins: The budget bins.
     """
 
@@ -80,6 +82,7 @@ class FilterReport:
     reliability: Mapping[str, Reliability]
     label_seconds: float
     fit_seconds: float
+    assess_seconds: float
     bins: BudgetBins
 
     def save(self, path: Path) -> None:
@@ -90,23 +93,29 @@ class FilterReport:
             "reliability": reliability,
             "label_seconds": self.label_seconds,
             "fit_seconds": self.fit_seconds,
+            "assess_seconds": self.assess_seconds,
             "bins": self.bins.to_json(),
             "advice": self.quality.advice(),
         }
         write_json(path, _KIND, record)
 
 
-def saved_seconds(path: Path) -> float:
-    """Return what a saved report's labels and fits took, in seconds.
+def saved_seconds(path: Path, *, assessed: bool) -> float:
+    """Return what a saved report's labels and fit took, in seconds.
+
+    Args:
+        path: The report.
+        assessed: Whether the comparison with other rankers counts.
 
     Raises:
         UserError: missing or broken.
     """
     record: dict[str, Any] = read_json(path, _KIND, remake=_TRAIN)
-    seconds = record.get("label_seconds"), record.get("fit_seconds")
-    if not all(isinstance(value, float) for value in seconds):
-        raise UserError(f"{path} lacks label_seconds or fit_seconds; make it again with {_TRAIN}")
-    return float(record["label_seconds"] + record["fit_seconds"])
+    names = ["label_seconds", "fit_seconds", *(["assess_seconds"] if assessed else [])]
+    seconds = [value for name in names if isinstance(value := record.get(name), float)]
+    if len(seconds) != len(names):
+        raise UserError(f"{path} lacks one of {', '.join(names)}; make it again with {_TRAIN}")
+    return math.fsum(seconds)
 
 
 def draw_paths_to_label(space: SearchSpace, budgets: Budgets, per_bin: int, seed: int) -> Genes:
@@ -187,6 +196,7 @@ def _fit_on_one_thread(
     path_filter = PathFilter.fit(
         space, genes, labels, costs, budgets.bins, seed=seed, label=label, noise=noise
     )
+    fitted = time.thread_time()
     quality = assess_rankers(
         space,
         genes,
@@ -202,7 +212,8 @@ def _fit_on_one_thread(
         quality=quality,
         reliability=reliability,
         label_seconds=sum(path.seconds for path in figures),
-        fit_seconds=time.thread_time() - begin,
+        fit_seconds=fitted - begin,
+        assess_seconds=time.thread_time() - fitted,
         bins=budgets.bins,
     )
     return path_filter, report

@@ -125,8 +125,11 @@ def _prune_by_filter(
         path_filter.save(run.path_filter)
         tell("training goes on in the whole space")
     # All ranks wait while the first one works.
-    seconds = (drawing + trainer.clock() - begin) * trainer.ranks.count
-    dataclasses.replace(report, fit_seconds=seconds).save(run.filter_report)
+    count = trainer.ranks.count
+    seconds = drawing + trainer.clock() - begin - report.assess_seconds
+    dataclasses.replace(
+        report, fit_seconds=seconds * count, assess_seconds=report.assess_seconds * count
+    ).save(run.filter_report)
 
 
 def _evaluations(trainer: Trainer) -> PathEvaluations:

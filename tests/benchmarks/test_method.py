@@ -37,7 +37,7 @@ def front_of(*points: tuple[float, float]) -> tuple[JudgedPath, ...]:
 
 def judgement_of(*points: tuple[float, float]) -> Judgement:
     front = front_of(*points)
-    return Judgement(candidates=front, front=front, whole=front, kept=front)
+    return Judgement(candidates=front, front=front, whole=front, ranked_highest=front, judged_by="")
 
 
 def test_a_hypervolume_is_the_mean_ap_over_log_macs() -> None:

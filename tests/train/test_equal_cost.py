@@ -30,13 +30,22 @@ def run(config: TrainConfig, tmp_path: Path) -> RunFolder:
     for step, value in enumerate(seconds, start=1):
         run.log({"step": step, "loss": 1.0, "seconds": value})
     run.log({"step": STEPS, "ap": {"largest": 0.5}})
-    write_json(run.filter_report, "filter_report", {"label_seconds": 50.0, "fit_seconds": 10.0})
+    spent = {"label_seconds": 50.0, "fit_seconds": 4.0, "assess_seconds": 6.0}
+    write_json(run.filter_report, "filter_report", spent)
     return run
 
 
 def test_what_a_run_spent_is_its_steps_and_its_filter(run: RunFolder) -> None:
     spent = seconds_spent(run)
     assert (spent.training, spent.filtering, spent.total) == (210.0, 60.0, 270.0)
+
+
+def test_to_compare_rankers_costs_nothing_where_it_decides_nothing(
+    config: TrainConfig, run: RunFolder
+) -> None:
+    always = dataclasses.replace(config.filter, prune="always")
+    dataclasses.replace(config, filter=always).save(run.config)
+    assert seconds_spent(run).filtering == 54.0
 
 
 def test_steps_make_up_for_labels_and_for_cheaper_paths(

@@ -1,0 +1,113 @@
+"""Cheap labels for a path filter: how well few images rank paths by AP on the test split.
+
+    python -m benchmarks.method.labels --work DIR --run ofa-4
+
+Evaluates paths of a trained run once as well as the data allow (AP on the test split), and again
+on a few validation images with a few images to recalibrate by. Prints the in-bin Kendall tau
+between the cheap labels and the dear ones, and the processor time that a label takes.
+"""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.method.run import machine
+from detofa.data.dataset import Category, DetectionDataset, load_dataset
+from detofa.path_filter.agreement import Comparisons, draw_within_bins, estimate
+from detofa.subnet import PostProcessing
+from detofa.supernet.detector import Supernet
+from detofa.train.checkpoint import load_supernet
+from detofa.train.evaluate import PathFigures, Recalibration, evaluate_paths
+from detofa.train.filtering import Budgets, draw_paths_to_label
+from detofa.train.run import RunFolder
+
+Values = NDArray[np.float64]
+
+
+def figures_of(
+    supernet: Supernet,
+    genes: NDArray[np.int8],
+    recalibration: Recalibration,
+    dataset: DetectionDataset,
+) -> list[PathFigures]:
+    """Return the figures of (N, num_genes) paths on all images of a data set, and on halves."""
+    archs = [supernet.space.arch(row) for row in genes]
+    return list(
+        evaluate_paths(supernet, archs, recalibration, dataset, PostProcessing(), halves=True)
+    )
+
+
+def losses(figures: Sequence[PathFigures]) -> Values:
+    """Return the loss of each path, the less the better, as a figure that is better when larger."""
+    halves = [path.halves for path in figures]
+    return -np.array([np.mean([half.loss for half in pair or ()]) for pair in halves])
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.method.labels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of an experiment")
+    parser.add_argument("--run", required=True, help="a finished run of it")
+    parser.add_argument("--images", type=int, nargs="+", default=[16, 32, 64, 128])
+    parser.add_argument("--recalibration", type=int, nargs="+", default=[12, 24, 48])
+    parser.add_argument("--labels-per-bin", type=int, default=12)
+    parser.add_argument("--bins", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0, help="decides the paths")
+    options = parser.parse_args()
+    os.chdir(options.work)
+    torch.set_num_threads(1)
+
+    run = RunFolder(path=Path("runs") / options.run)
+    supernet, record = load_supernet(run.supernet)
+    config = run.load_config()
+    categories = tuple(Category(id=key, name=name) for key, name in record.categories)
+    train, validation, test = (
+        load_dataset(Path(config.data), split, categories=categories)
+        for split in ("train", "val", "test")
+    )
+    budgets = Budgets.of(record.space, options.bins)
+    genes = draw_paths_to_label(record.space, budgets, options.labels_per_bin, options.seed)
+    bins = budgets.bins.index(budgets.cost(genes))
+    draws = draw_within_bins(bins, np.random.default_rng(0))
+    order = np.random.default_rng(0).permutation(len(validation.images))
+
+    def recalibration(count: int) -> Recalibration:
+        return Recalibration(dataset=train, preprocessing=record.preprocessing, count=count)
+
+    dear = figures_of(supernet, genes, recalibration(max(options.recalibration)), test)
+    truth = np.array([path.ap for path in dear])
+    spread = np.mean([truth[bins == index].std() for index in range(budgets.bins.count)])
+
+    print(f"{len(genes)} paths of {options.run}, {options.bins} bins; {machine()}")
+    print(
+        f"AP on {len(test.images)} test images: {100 * truth.mean():.1f} on average, standard "
+        f"deviation inside a bin {100 * spread:.1f}; {np.mean([p.seconds for p in dear]):.2f} s"
+    )
+    print("\n| recalibration images | images | tau of AP | tau of loss | s per label |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
+    for count in options.recalibration:
+        fixed = recalibration(count)
+        for images in options.images:
+            chosen = tuple(validation.images[index] for index in sorted(order[:images]))
+            part = dataclasses.replace(validation, images=chosen)
+            cheap = figures_of(supernet, genes, fixed, part)
+            taus = []
+            for labels in (np.array([path.ap for path in cheap]), losses(cheap)):
+                compared = Comparisons.of(labels, truth, bins)
+                taus.append(str(estimate(compared.tau(), compared.resampled(draws))))
+            seconds = np.mean([path.seconds for path in cheap])
+            print(f"| {count} | {len(chosen)} | {taus[0]} | {taus[1]} | {seconds:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
