@@ -1,6 +1,7 @@
 """Choosing a subnet: within its budget, evaluated for real, and written whole."""
 
 import dataclasses
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from detofa.choose.records import Budget, Finalist, merit
 from detofa.data.demo import make_demo_dataset
 from detofa.errors import UserError
 from detofa.files import read_json, sha256_file
+from detofa.path_filter.pruned_space import cut_space
 from detofa.presets import preset
 from detofa.profiling.measure import profile_space
 from detofa.profiling.table import LatencyTable
@@ -21,6 +23,7 @@ from detofa.train.checkpoint import load_subnet
 from detofa.train.evaluate import PathFigures, evaluate_detector, torch_detector
 from detofa.train.path_evaluations import PathEvaluations
 from detofa.train.run import RunFolder
+from tests.path_filter.problems import Problem
 from tests.samples import Quiet, config_of, trainer_of
 
 
@@ -186,6 +189,49 @@ def test_the_front_rises_with_cost_and_is_written(run: RunFolder) -> None:
     assert [point["macs"] for point in record["points"]] == costs
     for index in range(len(front)):
         load_subnet(run.subnets / f"front-{index}.json")
+
+
+@pytest.fixture(scope="module")
+def pruned_run(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """Return a copy of the run with a space pruned by a path filter, in bins of MACs."""
+    folder = tmp_path_factory.mktemp("pruned") / "run"
+    shutil.copytree(run.path, folder, ignore=shutil.ignore_patterns("path_evaluations.json"))
+    space = Chooser(run, labels=0).space
+    problem = Problem(space=space, bins_count=3)
+    rng = np.random.default_rng(0)
+    cut_space(space, problem.fit(), problem.cost, rng, archs_per_bin=500).save(
+        RunFolder(path=folder).pruned_space
+    )
+    return RunFolder(path=folder)
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0, 100.0])
+def test_a_search_stays_in_the_pruned_space_whatever_the_budget(
+    pruned_run: RunFolder, tmp_path: Path, share: float
+) -> None:
+    chooser = Chooser(pruned_run, labels=2)
+    pruned = chooser.ranking.pruned
+    assert pruned is not None
+    low, high = chooser.macs(chooser.space.ends)
+    budget = Budget(kind="macs", limit=float(low + share * (high - low)))
+    choice = chooser.choose(budget, tmp_path / "subnet.json", top_k=3)
+    genes = np.stack([chooser.space.genes(item.arch) for item in choice.finalists])
+    assert pruned.contains(genes).all()
+    near = chooser.macs(genes) > 0.5 * min(budget.limit, high)
+    assert near.sum() >= 2  # the filter's own choices use the budget
+
+
+def test_the_front_goes_by_the_bins_of_the_path_filter_even_beside_a_latency_table(
+    pruned_run: RunFolder, table: LatencyTable
+) -> None:
+    chooser = Chooser(pruned_run, table=table, labels=2)
+    front = chooser.front(count=6)
+    record = read_json(pruned_run.path / "pareto.json", "pareto", remake="`detofa search --pareto`")
+    assert record["cost"] == "macs"
+    pruned = chooser.ranking.pruned
+    assert pruned is not None
+    assert pruned.contains(np.stack([chooser.space.genes(item.arch) for item in front])).all()
+    assert all(item.measured_ms is not None for item in front)
 
 
 def test_evaluations_of_other_weights_do_not_count(run: RunFolder) -> None:

@@ -461,6 +461,20 @@ def test_published_weights_that_cannot_be_taken_are_named(run, empty):
         assert done.code == 1
         assert message in done.err
     assert [path.name for path in empty.iterdir()] == ["rubbish.pth"]
+    stem = {"first_conv.conv.weight": torch.zeros(16, 3, 3, 3)}
+    for number, (state, message) in enumerate(
+        [
+            ({"layer1.0.conv1.weight": torch.zeros(1)}, "'layer1.0.conv1.weight' is no weight of"),
+            (stem, "has no classifier"),
+            (stem | {"classifier.linear.bias": torch.zeros(9)}, "lacks weights of its classifier"),
+        ]
+    ):
+        torch.save(state, empty / f"{number}.pth")
+        done = run("import", f"{number}.pth")
+        assert done.code == 1
+        assert message in done.err
+        assert "give a whole checkpoint" in done.err
+    assert not list(empty.glob("*.safetensors"))
 
 
 def test_the_path_filter_is_compared_and_shown(run, place):

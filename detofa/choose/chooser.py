@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from detofa.arch import Arch
@@ -18,6 +19,7 @@ from detofa.choose.records import Budget, Choice, Finalist, merit
 from detofa.data.dataset import Category, DetectionDataset, load_dataset
 from detofa.errors import UserError
 from detofa.files import sha256_file, write_json
+from detofa.path_filter.bins import Kind
 from detofa.predictor import RidgePredictor
 from detofa.profiling.cost import macs_cost, num_params_cost
 from detofa.profiling.device import this_cpu
@@ -63,6 +65,7 @@ class Chooser:
         data: Folder of the data set, where it is no longer where the run was trained.
         on_progress: Told what is being done, and the share done.
         ranks: The processes that share the evaluation of paths.
+        device: Where paths are evaluated; the processor if not given.
 
     Raises:
         UserError: the run has no supernet, or the table is of another space.
@@ -78,11 +81,13 @@ class Chooser:
         data: Path | None = None,
         on_progress: Progress = lambda doing, share: None,
         ranks: Ranks = ALONE,
+        device: torch.device | None = None,
     ) -> None:
         self.ranks = ranks
         self.run, self.table, self.seed, self.labels = run, table, seed, labels
         self.on_progress = on_progress
         self.supernet, self.record = load_supernet(run.supernet)
+        self.supernet.to(device or torch.device("cpu"))
         self.space: SearchSpace = self.record.space
         if table is not None:
             table.check(run.path, space=self.space)
@@ -179,7 +184,7 @@ class Chooser:
 
     def front(
         self,
-        kind: Literal["latency", "macs"],
+        kind: Kind | None = None,
         *,
         count: int = 8,
         max_params: float | None = None,
@@ -191,7 +196,8 @@ class Chooser:
         Subnets go to `subnets/front-N.json`, the list to `pareto.json`.
 
         Args:
-            kind: The cost.
+            kind: The cost; if not given, that of the run's path filter, else latency where there is
+                a table.
             count: Predicted front points that are evaluated for real.
             max_params: Largest number of parameters.
             max_file_bytes: Largest size of the fp32 weights.
@@ -200,6 +206,8 @@ class Chooser:
         Returns:
             The evaluated points that no other beats, cheapest first.
         """
+        if kind is None:
+            kind = self.ranking.kind or ("macs" if self.table is None else "latency")
         budget = Budget(kind=kind, limit=math.inf)
         cost = self._budget_cost(budget)
         predictor = self._fit_predictor(self._labelled())

@@ -8,7 +8,7 @@ import numpy as np
 
 from detofa.choose.records import Budget
 from detofa.errors import UserError
-from detofa.path_filter.bins import Values
+from detofa.path_filter.bins import Kind, Values
 from detofa.path_filter.drawing import Cost
 from detofa.path_filter.filter import PathFilter
 from detofa.path_filter.pruned_space import PrunedSpace
@@ -77,12 +77,19 @@ class Ranking:
                 scores = predictor.predict(self.encode(genes))
             else:
                 costs = cost(genes)
-                scores = path_filter.score(genes, costs, budget.limit)
-                low, high = path_filter.bins.edges[:2]
-                outside |= costs <= budget.limit * low / high
+                edges = path_filter.bins.edges
+                limit = min(budget.limit, edges[-1])  # above it the filter knows nothing
+                scores = path_filter.score(genes, costs, limit)
+                outside |= costs <= limit * edges[0] / edges[1]
             return scores - _OUTSIDE * outside
 
         return score
+
+    @property
+    def kind(self) -> Kind | None:
+        """Return the kind of budget that the run's path filter ranks by, if it has one."""
+        scorer = None if self.pruned is None else self.pruned.path_filter
+        return scorer.bins.kind if isinstance(scorer, PathFilter) else None
 
     def path_filter(self, budget: Budget) -> PathFilter | None:
         """Return the path filter of the run, where its bins are of the budget's kind."""

@@ -7,7 +7,7 @@ import typer
 
 from detofa.cli.display import show_table, shown_progress
 from detofa.cli.measure import locate_table
-from detofa.cli.options import DataOfRun, Run, Seed, Threads
+from detofa.cli.options import DataOfRun, Run, Threads
 from detofa.cli.runs import find_run
 from detofa.cli.training import training_ranks
 from detofa.errors import UserError
@@ -29,17 +29,28 @@ def fit(
         str, typer.Option(help="cpu, or words of the name of a device with a table.")
     ] = "cpu",
     threads: Threads = 1,
-    bins: Annotated[int, typer.Option(min=1, help="Budget bins.")] = 5,
+    bins: Annotated[
+        int | None, typer.Option(min=1, help="Budget bins.  [default: as in the run]")
+    ] = None,
     labels_per_bin: Annotated[
-        int, typer.Option(min=4, help="Paths evaluated in each bin, if the run has no labels.")
-    ] = 12,
+        int | None,
+        typer.Option(
+            min=4,
+            help="Paths evaluated in each bin, if the run has no labels.  [default: as in the run]",
+        ),
+    ] = None,
     keep: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Share of each bin that pruning keeps.")
-    ] = 0.25,
+        float | None,
+        typer.Option(
+            min=0.01, max=1.0, help="Share of each bin that is kept.  [default: as in the run]"
+        ),
+    ] = None,
     show: Annotated[
         bool, typer.Option("--show", help="What the paths kept have in common, as table and SVG.")
     ] = False,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Decides labels and fits.  [default: the run's]")
+    ] = None,
     data: DataOfRun = None,
 ) -> None:
     """Fit the path filter of a run and compare it with other rankers on the same labels.
@@ -55,11 +66,24 @@ def fit(
     from detofa.train.filtering import Budgets, evaluate_labels
 
     found = find_run(run)
-    with training_ranks("cpu", None) as (ranks, _), shown_progress() as on_progress:
-        chooser = Chooser(found, seed=seed, data=data, on_progress=on_progress, ranks=ranks)
+    config = found.load_config()
+    plan = config.filter
+    seed = config.seed if seed is None else seed
+    keep = plan.keep if keep is None else keep
+    with training_ranks("auto", None) as (ranks, own_device), shown_progress() as on_progress:
+        chooser = Chooser(
+            found,
+            seed=seed,
+            data=data,
+            on_progress=on_progress,
+            ranks=ranks,
+            device=own_device,
+        )
         table = locate_table(chooser.space, device, threads) if budget == "latency" else None
-        budgets = Budgets.of(chooser.space, bins, table)
-        genes, evaluations = _labels(chooser, found, budgets, labels_per_bin, seed)
+        budgets = Budgets.of(chooser.space, bins or plan.bins, table)
+        genes, evaluations = _labels(
+            chooser, found, budgets, labels_per_bin or plan.labels_per_bin, seed
+        )
         labels = evaluate_labels(genes, evaluations, on_progress)
         if not ranks.is_first:
             return
@@ -75,8 +99,10 @@ def fit(
             path_filter.save(found.path_filter)
             found.pruned_space.unlink(missing_ok=True)
         print(f"wrote {found.path_filter}/")
+    else:
+        print(f"nothing is written: {found.path} keeps what it was trained by")
     if show:
-        _show_kept(pruned, found, seed)
+        _show_kept(pruned if _is_new(found) else chooser.ranking.pruned or pruned, found, seed)
 
 
 def _fitted(
@@ -127,16 +153,12 @@ def _report(report: "FilterReport") -> None:
     quality, bins = report.quality, report.bins
     columns = ["ranker", *(bins.describe(index) for index in range(bins.count)), "all bins"]
     rows = [
-        [name, *(f"{tau:.2f}" for tau in quality.per_bin[name]), str(estimate)]
+        [name, *map(str, quality.per_bin[name]), str(estimate)]
         for name, estimate in quality.taus.items()
     ]
     title = f"In-bin Kendall tau, label {quality.label}, {quality.num_labels} labels"
     show_table(title, columns, rows)
-    for name, reliability in report.reliability.items():
-        print(
-            f"{name} on one half of the images ranks AP on the other with tau "
-            f"{reliability.tau_with_ap}, itself with {reliability.tau}"
-        )
+    print("\n".join(report.agreements()))
     print(f"filter less MACs alone: {quality.filter_minus_macs}")
     print(f"filter less ridge: {quality.filter_minus_ridge}")
     print(

@@ -108,6 +108,7 @@ def _settings(record: "Subnet", subnet: Path, data: Path | None) -> "TrainConfig
         space=record.space.name,
         image_sizes=record.space.image_sizes,
         init=str(subnet),
+        recalibration_images=int(record.recalibration["images"]),
         largest_first=0.0,
         random_paths=0,
         distillation=0.0,

@@ -11,6 +11,7 @@ from detofa.cli.display import average_precision, show_table, shown_progress
 from detofa.cli.measure import locate_table
 from detofa.cli.options import DataOfRun, Run, Seed, Threads, parsed
 from detofa.cli.runs import find_run
+from detofa.cli.training import torch_device
 from detofa.errors import UserError
 from detofa.units import format_count, parse_count, parse_latency_ms
 
@@ -73,11 +74,17 @@ def search(
     table = _table(found, device, threads, needed=latency is not None)
     with shown_progress() as on_progress:
         chooser = Chooser(
-            found, table=table, seed=seed, labels=labels, data=data, on_progress=on_progress
+            found,
+            table=table,
+            seed=seed,
+            labels=labels,
+            data=data,
+            on_progress=on_progress,
+            device=torch_device("auto"),
         )
         print(f"searching {found.path}", flush=True)
         if limit is None:
-            show = _front(chooser, found, table, caps)
+            show = _front(chooser, found, caps)
         else:
             budget = Budget(kind="latency" if latency else "macs", limit=limit)
             show = _choose(chooser, budget, f"{latency or macs}", output, top_k, caps)
@@ -130,16 +137,11 @@ def _choose(
     return show
 
 
-def _front(
-    chooser: "Chooser",
-    run: "RunFolder",
-    table: "LatencyTable | None",
-    caps: Caps,
-) -> Callable[[], None]:
+def _front(chooser: "Chooser", run: "RunFolder", caps: Caps) -> Callable[[], None]:
     """Search for the front; return what shows it."""
     from detofa.train.run import command_line
 
-    front = chooser.front("macs" if table is None else "latency", command=command_line(), **caps)
+    front = chooser.front(command=command_line(), **caps)
 
     def show() -> None:
         files = [str(run.subnets / f"front-{index}.json") for index in range(len(front))]

@@ -154,7 +154,7 @@ def _differences(earlier: "TrainConfig", wanted: "TrainConfig") -> str:
     )
 
 
-def _torch_device(name: str) -> "torch.device":
+def torch_device(name: str) -> "torch.device":
     """Return the device that a user named; `auto` takes a GPU where there is one.
 
     Raises:
@@ -195,7 +195,7 @@ def training_ranks(device: str, threads: int | None) -> "Iterator[tuple[Ranks, t
 
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(threads or max(1, _usable_cores() // sharing))
-    with join_ranks(_torch_device(device)) as (ranks, own_device):
+    with join_ranks(torch_device(device)) as (ranks, own_device):
         yield ranks, own_device
 
 

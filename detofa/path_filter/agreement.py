@@ -68,12 +68,11 @@ class Comparisons:
         """Return Kendall's tau over all comparisons, -1 to 1; 0 where there is none."""
         return float(self.agreed.sum() / max(self.made.sum(), 1))
 
-    def tau_per_bin(self, count: int) -> tuple[float, ...]:
-        """Return Kendall's tau of each of `count` bins; 0 for one without comparisons."""
-        agreed = np.bincount(self.bins, self.agreed.sum(axis=1), count)
-        made = np.bincount(self.bins, self.made.sum(axis=1), count)
-        taus: list[float] = (agreed / np.maximum(made, 1)).tolist()
-        return tuple(taus)
+    def in_bin(self, index: int) -> "Comparisons":
+        """Return the comparisons of one bin."""
+        rows = np.nonzero(self.bins == index)[0]
+        pairs = np.ix_(rows, rows)
+        return Comparisons(agreed=self.agreed[pairs], made=self.made[pairs], bins=self.bins[rows])
 
     def resampled(self, draws: NDArray[np.int64]) -> Values:
         """Return tau with archs counted as often as drawn: (R, N) to (R,).

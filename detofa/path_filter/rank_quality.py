@@ -44,7 +44,7 @@ class RankQuality:
     folds: int
     repeats: int
     taus: Mapping[str, Estimate]
-    per_bin: Mapping[str, tuple[float, ...]]
+    per_bin: Mapping[str, tuple[Estimate, ...]]
     filter_minus_macs: Estimate
     filter_minus_ridge: Estimate
 
@@ -89,7 +89,9 @@ class RankQuality:
         """Return a JSON object."""
         record = {name: getattr(self, name) for name in self.__dataclass_fields__}
         record["taus"] = {name: tau.to_json() for name, tau in self.taus.items()}
-        record["per_bin"] = {name: list(taus) for name, taus in self.per_bin.items()}
+        record["per_bin"] = {
+            name: [tau.to_json() for tau in taus] for name, taus in self.per_bin.items()
+        }
         for name in ("filter_minus_macs", "filter_minus_ridge"):
             record[name] = getattr(self, name).to_json()
         return record
@@ -263,13 +265,20 @@ def _summary(
     def filter_minus(other: str) -> Estimate:
         return estimate(values["filter"] - values[other], resampled["filter"] - resampled[other])
 
+    def of_bin(found: Comparisons, place: int) -> Estimate:
+        inside = found.in_bin(place)
+        return estimate(inside.tau(), inside.resampled(draws[:, index == place]))
+
     return RankQuality(
         label=label,
         num_labels=len(index),
         folds=folds,
         repeats=repeats,
         taus={name: estimate(values[name], resampled[name]) for name in RANKERS},
-        per_bin={name: comparisons[name].tau_per_bin(bins.count) for name in RANKERS},
+        per_bin={
+            name: tuple(of_bin(comparisons[name], place) for place in range(bins.count))
+            for name in RANKERS
+        },
         filter_minus_macs=filter_minus("macs"),
         filter_minus_ridge=filter_minus("ridge"),
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from detofa import files
 
-REMAKE = "`detofa filter`"
+REMAKE = "`detofa filter`, or `detofa train` where a run was trained by it"
 """What makes the package's files; part of the error messages."""
 
 fields_of = partial(files.fields_of, remake=REMAKE)

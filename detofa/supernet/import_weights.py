@@ -4,7 +4,7 @@ Names of once-for-all's MobileNetV3 and of EfficientNet-PyTorch are theirs; see 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,13 @@ from detofa.supernet.sharing import WeightSharing
 
 State = dict[str, Tensor]
 LITE0 = "efficientnet-lite0"
+LITE0_SPACE = "lite0"
 _STEM_OF_WIDTH_1 = 16  # channels; width 1.2 has 24
+_NAMES_SHOWN = 8
+_WHOLE = (
+    "give a whole checkpoint of once-for-all's MobileNetV3, such as ofa_mbv3_d234_e346_k357_w1.0, "
+    f"or {LITE0}"
+)
 
 
 def load_pretrained(supernet: WeightSharing[Any], source: str) -> None:
@@ -35,13 +41,14 @@ def load_pretrained(supernet: WeightSharing[Any], source: str) -> None:
     Raises:
         UserError: the package or file is missing, or holds the weights of another family.
     """
-    family = "lite0" if source == LITE0 else "ofa-mbv3"
-    if not supernet.space.name.startswith(family):
+    state = _published_state(source)
+    fitting = _space_of(source, state)
+    if supernet.space.name != fitting:
         raise UserError(
-            f"{source} holds weights of the {family} family, but the space is "
-            f"{supernet.space.name}; choose --space {family}"
+            f"{source} holds weights of {fitting}, but the space is {supernet.space.name}; choose "
+            f"--space {fitting}"
         )
-    _load_published(supernet, _published_state(source))
+    _load_published(supernet, state)
 
 
 def import_classifier(source: str) -> ClassifierSupernet:
@@ -54,24 +61,44 @@ def import_classifier(source: str) -> ClassifierSupernet:
         UserError: as `load_pretrained`.
     """
     state = _published_state(source)
-    name = "lite0"
-    if source != LITE0:
-        stem = state.get("backbone.stem.conv.weight")
-        if stem is None:
-            raise UserError(f"{source} has no first convolution (first_conv.conv.weight)")
-        name = "ofa-mbv3" if len(stem) == _STEM_OF_WIDTH_1 else "ofa-mbv3-w1.2"
     classes = state.get("tail.linear.bias")
     if classes is None:
-        raise UserError(f"{source} has no classifier (classifier.linear.bias)")
-    space = preset(name, num_classes=len(classes), image_sizes=[(224, 224)])
+        raise UserError(f"{source} has no classifier (classifier.linear.bias); {_WHOLE}")
+    space = preset(_space_of(source, state), num_classes=len(classes), image_sizes=[(224, 224)])
     supernet = ClassifierSupernet(space)
+    missing = sorted(
+        f"tail.{key}"
+        for key, value in supernet.largest.tail.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+        and getattr(state.get(f"tail.{key}"), "shape", None) != value.shape
+    )
+    if missing:
+        raise UserError(
+            f"{source} lacks weights of its classifier, or they have another shape: "
+            f"{', '.join(missing)} (detofa's names); {_WHOLE}"
+        )
     _load_published(supernet, state)
     return supernet.eval()
 
 
+def _space_of(source: str, state: State) -> str:
+    """Return the name of the space that published weights are of."""
+    if source == LITE0:
+        return LITE0_SPACE
+    stem = state.get("backbone.stem.conv.weight")
+    if stem is None:
+        raise UserError(f"{source} has no first convolution (first_conv.conv.weight); {_WHOLE}")
+    return "ofa-mbv3" if len(stem) == _STEM_OF_WIDTH_1 else "ofa-mbv3-w1.2"
+
+
 def _published_state(source: str) -> State:
     if source != LITE0:
-        return ofa_state(read_checkpoint(Path(source)))
+        try:
+            return ofa_state(read_checkpoint(Path(source)))
+        except KeyError as error:
+            raise UserError(
+                f"{source}: {error.args[0]!r} is no weight of once-for-all's MobileNetV3; {_WHOLE}"
+            ) from None
     space = preset("lite0", num_classes=1)
     return embed_kernels(lite0_state(read_efficientnet_lite0()), space)
 
@@ -146,6 +173,9 @@ def ofa_state(source: Mapping[str, Tensor]) -> State:
     """Rename once-for-all's MobileNetV3 keys to `backbone.*`, `tail.*` and `kernel_transforms.*`.
 
     Reads the supernet's spelling and the older ones (`mobile_inverted_conv`, undoubled `conv`).
+
+    Raises:
+        KeyError: a name is none of them.
     """
     renamed: State = {}
     for key, value in source.items():
@@ -196,18 +226,27 @@ def load_backbone(supernet: WeightSharing[Any], state: Mapping[str, Tensor]) -> 
     own |= {f"kernel_transforms.{key}": value for key, value in transforms.items()}
     given = {key: v for key, v in state.items() if key.startswith(("backbone.", "kernel_"))}
     needed = {key for key in own if not key.endswith("num_batches_tracked")}
-    missing = sorted(key for key in needed - set(given) if key.startswith("backbone."))
+    absent = needed - set(given)
+    with_transforms = any(key.startswith("kernel_") for key in given)  # a static one has none
+    missing = sorted(key for key in absent if with_transforms or key.startswith("backbone."))
     unknown = sorted(set(given) - set(own))
     wrong = [key for key in given if key in own and given[key].shape != own[key].shape]
     if missing or unknown or wrong:
         raise UserError(
-            f"these weights do not fit space {supernet.space.name}: missing {missing[:3]}, unknown "
-            f"{unknown[:3]}, of another shape {wrong[:3]} (first of {len(missing)}, "
-            f"{len(unknown)}, {len(wrong)})"
+            f"these weights do not fit space {supernet.space.name} (names are detofa's): "
+            f"{len(missing)} missing{_first(missing)}, {len(unknown)} unknown{_first(unknown)}, "
+            f"{len(wrong)} of another shape{_first(wrong)}; {_WHOLE}"
         )
     with torch.no_grad():
         for key, value in given.items():
             own[key].copy_(value)
+
+
+def _first(names: Sequence[str]) -> str:
+    """Return the first few names, in brackets."""
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    more = ", ..." if len(names) > _NAMES_SHOWN else ""
+    return f" ({shown}{more})" if names else ""
 
 
 @torch.no_grad()
@@ -267,5 +306,5 @@ def _ofa_static_name(name: str) -> str:
     }
     prefix, _, part = name.rpartition(".")
     if prefix not in prefixes:
-        raise UserError(f"{name!r} is no weight of once-for-all's MobileNetV3")
+        raise KeyError(name)
     return f"{prefixes[prefix]}.{part}"

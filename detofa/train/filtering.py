@@ -85,6 +85,14 @@ class FilterReport:
     assess_seconds: float
     bins: BudgetBins
 
+    def agreements(self) -> list[str]:
+        """Return in words how well each label that could be chosen ranks AP on other images."""
+        return [
+            f"{name} on one half of the images ranks AP on the other with tau "
+            f"{found.tau_with_ap}, itself with {found.tau}"
+            for name, found in self.reliability.items()
+        ]
+
     def save(self, path: Path) -> None:
         """Write the report as JSON."""
         reliability = {name: asdict(found) for name, found in self.reliability.items()}

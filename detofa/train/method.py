@@ -53,12 +53,21 @@ def train_by_method(
     config = trainer.config
     if config.method == "ofa":
         return trainer.train(observer, should_stop)
+    _check_before(trainer)
     warm_up_end = round(config.filter.warm_up * config.steps)
     if not trainer.train(observer, should_stop, until=warm_up_end):
         return False
     pruned = _pruned_space(trainer, tell, on_progress)
     sandwich = trainer.task.sandwich(trainer.space if pruned is None else pruned)
     return trainer.train(observer, should_stop, sandwich=sandwich)
+
+
+def _check_before(trainer: Trainer) -> None:
+    """Refuse what would stop the run after its warm-up: a table, bins or labels that do not fit."""
+    config = trainer.config
+    budgets = budgets_of(trainer)
+    if config.method == "detofa":
+        draw_paths_to_label(trainer.space, budgets, config.filter.labels_per_bin, config.seed)
 
 
 def budgets_of(trainer: Trainer) -> Budgets:
@@ -115,6 +124,7 @@ def _prune_by_filter(
     config, run, space = trainer.config, trainer.run, trainer.space
     begin = trainer.clock()
     path_filter, report = fit_filter(space, genes, labels, budgets, seed=config.seed)
+    tell(f"label {report.quality.label}: " + "; ".join(report.agreements()))
     tell(report.quality.advice())
     if config.filter.prune == "always" or report.quality.filter_is_worth_pruning_by:
         rng = np.random.default_rng([config.seed, 4])

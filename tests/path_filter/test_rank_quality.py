@@ -71,7 +71,7 @@ def test_labels_are_divided_into_folds_with_archs_of_every_bin(of_a_rule):
 def test_the_tau_over_bins_is_the_mean_of_bins_of_one_size(of_a_rule):
     for name in RANKERS:
         assert len(of_a_rule.per_bin[name]) == 4
-        mean = np.mean(of_a_rule.per_bin[name])
+        mean = np.mean([tau.value for tau in of_a_rule.per_bin[name]])
         assert of_a_rule.taus[name].value == pytest.approx(mean, abs=0.02)
 
 
@@ -86,7 +86,9 @@ def test_a_json_record_holds_every_figure(of_a_rule):
     record = json.loads(json.dumps(of_a_rule.to_json(), allow_nan=False))
     assert set(record) == set(RankQuality.__dataclass_fields__)
     assert record["taus"]["filter"]["value"] == of_a_rule.taus["filter"].value
-    assert tuple(record["per_bin"]["ridge"]) == of_a_rule.per_bin["ridge"]
+    for told, tau in zip(record["per_bin"]["ridge"], of_a_rule.per_bin["ridge"], strict=True):
+        assert told["value"] == tau.value
+        assert -1 <= told["low"] <= tau.value <= told["high"] <= 1
     assert record["filter_minus_macs"]["low"] == of_a_rule.filter_minus_macs.low
 
 
@@ -115,7 +117,7 @@ def quality(*, tau, over_macs, over_ridge):
             "regressor": figure(0.1),
             "random": figure(0.0),
         },
-        per_bin=dict.fromkeys(RANKERS, (0.0,)),
+        per_bin=dict.fromkeys(RANKERS, (figure(0.0),)),
         filter_minus_macs=figure(over_macs),
         filter_minus_ridge=figure(over_ridge),
     )

@@ -122,6 +122,17 @@ def test_labels_are_evaluated_on_as_many_images_as_the_settings_say(
     assert len(trainer.task.validation.images) == 6
 
 
+def test_what_would_fail_after_the_warm_up_fails_before_it(data: Path, tmp_path: Path) -> None:
+    for plan, message in (
+        (dataclasses.replace(PLAN, table="missing.json"), "does not exist"),
+        (dataclasses.replace(PLAN, bins=40, labels_per_bin=400), "archs"),
+    ):
+        trainer = trainer_of(settings(data, "detofa", plan), tmp_path / message)
+        with pytest.raises(UserError, match=message):
+            train_by_method(trainer, Quiet(), never)
+        assert trainer.run.read_metrics() == []
+
+
 def test_settings_that_make_no_sense_are_refused(data: Path) -> None:
     with pytest.raises(UserError, match="method should be"):
         config_of(data, method="magic")
