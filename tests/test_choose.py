@@ -14,6 +14,7 @@ from detofa.choose.records import Budget, Finalist, merit
 from detofa.data.demo import make_demo_dataset
 from detofa.errors import UserError
 from detofa.files import read_json, sha256_file
+from detofa.path_filter.filter import PathFilter
 from detofa.path_filter.pruned_space import cut_space
 from detofa.presets import preset
 from detofa.profiling.measure import profile_space
@@ -21,9 +22,10 @@ from detofa.profiling.table import LatencyTable
 from detofa.subnet import PostProcessing, Subnet
 from detofa.train.checkpoint import load_subnet
 from detofa.train.evaluate import PathFigures, evaluate_detector, torch_detector
+from detofa.train.filtering import Budgets, draw_paths_to_label
 from detofa.train.path_evaluations import PathEvaluations
 from detofa.train.run import RunFolder
-from tests.path_filter.problems import Problem
+from tests.path_filter.problems import QUICK, Problem
 from tests.samples import Quiet, config_of, trainer_of
 
 
@@ -232,6 +234,37 @@ def test_the_front_goes_by_the_bins_of_the_path_filter_even_beside_a_latency_tab
     assert pruned is not None
     assert pruned.contains(np.stack([chooser.space.genes(item.arch) for item in front])).all()
     assert all(item.measured_ms is not None for item in front)
+
+
+def test_a_space_pruned_by_latency_is_searched_up_to_its_slowest(
+    run: RunFolder, table: LatencyTable, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run.path, folder, ignore=shutil.ignore_patterns("path_evaluations.json"))
+    space, rng = table.space, np.random.default_rng(0)
+    budgets = Budgets.of(space, 3, table)
+    genes = draw_paths_to_label(space, budgets, 8, 0)
+    path_filter = PathFilter.fit(
+        space,
+        genes,
+        Problem(space=space).truth(genes),
+        table.predict(genes),
+        budgets.bins,
+        seed=0,
+        label="made up",
+        settings=QUICK,
+    )
+    pruned = cut_space(space, path_filter, table.predict, rng, archs_per_bin=500)
+    pruned.save(RunFolder(path=folder).pruned_space)
+    chooser = Chooser(RunFolder(path=folder), table=table, labels=2)
+    low, high = table.predict(space.ends)
+    choice = chooser.choose(Budget(kind="latency", limit=2 * high), tmp_path / "a.json", top_k=2)
+    slowest = max(item.predicted_ms or 0.0 for item in choice.finalists)
+    assert slowest > low + 0.6 * (high - low)
+    front = chooser.front(count=6)
+    record = read_json(folder / "pareto.json", "pareto", remake="`detofa search --pareto`")
+    assert record["cost"] == "latency"
+    assert pruned.contains(np.stack([space.genes(item.arch) for item in front])).all()
 
 
 def test_evaluations_of_other_weights_do_not_count(run: RunFolder) -> None:

@@ -170,6 +170,22 @@ def contrasts(results: Results, low: float, high: float) -> dict[str, dict[str, 
     }
 
 
+def choice_alone(found: Judgement) -> float:
+    """Return what the filter's choice adds in one arm's weights, in points of AP.
+
+    That is the mean of the paths that the filter ranks highest, less that of the arm's candidates
+    matched to the same ones in MACs; zero in the filtered arm, whose candidates they are.
+    """
+    bins = sorted({path.bin for path in found.ranked_highest})
+    of_bin = {place: [p for p in found.candidates if p.bin == place] for place in bins}
+    matched = [
+        path
+        for place in bins
+        for path in of_bin[place][: sum(p.bin == place for p in found.ranked_highest)]
+    ]
+    return mean_ap(found.ranked_highest) - mean_ap(matched)
+
+
 def macs_mismatch(results: Results) -> float:
     """Return how far candidates of two arms are from each other in MACs at most, as a share."""
     costs = {

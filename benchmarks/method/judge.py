@@ -52,8 +52,9 @@ class Judgement:
     """What an arm came to.
 
     Attributes:
-        candidates: What the front was chosen from, on validation; the filtered arm's are those
-            that its filter ranks highest.
+        candidates: What the front was chosen from, on validation, bin after bin; the filtered
+            arm's are those that its filter ranks highest, best first, and every other arm's are
+            matched to these in MACs, one to one.
         front: Of each bin the candidate with the best AP on validation.
         whole: Paths of the whole space, the same in every arm and for every seed.
         ranked_highest: Paths that the filter of this seed ranks highest, the same in every arm.

@@ -35,7 +35,9 @@ from benchmarks.method.analysis import (
     ARMS,
     SAME_STEPS,
     Interval,
+    choice_alone,
     contrasts,
+    interval,
     macs_mismatch,
     measures,
     plot,
@@ -253,6 +255,11 @@ def report(
     low, high = edges["edges"][0], edges["edges"][-1]
     differences, saved = contrasts(results, low, high), savings(results)
     mismatch = macs_mismatch(results)
+    chosen = {
+        arm: interval([choice_alone(found) for found in results[arm]])
+        for arm in names
+        if arm != "detofa"
+    }
     arms: dict[str, dict[str, list[float]]] = {
         arm: {
             "steps": [_config(place, arm, seed).steps for seed in plan.seeds],
@@ -274,6 +281,7 @@ def report(
             name: {pair: found.to_json() for pair, found in pairs.items()}
             for name, pairs in differences.items()
         },
+        "choice_alone": {arm: found.to_json() for arm, found in chosen.items()},
         "macs_mismatch": mismatch,
         "compute_saved_percent": {
             pair: None if found is None else found.to_json() for pair, found in saved.items()
@@ -288,7 +296,7 @@ def report(
             for seed in plan.seeds
         },
     }
-    text = _markdown(title, plan, arms, differences, saved, mismatch, command)
+    text = _markdown(title, plan, arms, differences, saved, chosen, mismatch, command)
     write_json(output.with_suffix(".json"), "method_experiment", record)
     write_text(output.with_suffix(".md"), text)
     write_text(output.with_suffix(".svg"), plot(results))
@@ -306,6 +314,7 @@ def _markdown(
     arms: Mapping[str, Mapping[str, list[float]]],
     differences: Mapping[str, Mapping[str, Interval]],
     saved: Mapping[str, Interval | None],
+    chosen: Mapping[str, Interval],
     mismatch: float,
     command: str,
 ) -> str:
@@ -341,6 +350,11 @@ def _markdown(
     cells = ["flat" if found is None else f"{found} %" for found in saved.values()]
     lines += [
         f"| compute saved at equal AP | {' | '.join(cells)} |",
+        "",
+        "What the filter's choice alone adds, without training for it: the paths that it ranks "
+        "highest less those of the same MACs that the arm drew, in the arm's own weights: "
+        + "; ".join(f"{arm} {found}, {found.sign}" for arm, found in chosen.items())
+        + ".",
         "",
         "- front: of each bin the candidate with the best AP on validation, on the test split; "
         f"{plan.candidates_per_bin} candidates a bin, in every arm at the MACs of those that the "

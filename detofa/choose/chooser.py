@@ -158,7 +158,7 @@ class Chooser:
         def find(count: int) -> tuple[RidgePredictor, SearchResult, Genes]:
             predictor = self._fit_predictor(np.concatenate([labels, genes]))
             self.on_progress("search", 0.0)
-            score = self.ranking.score(predictor, budget, cost)
+            score = self.ranking.score(predictor, budget)
             result = _search(self.space, budget.limit, score, rng, search_for)
             best = result.genes[finalists(result, len(genes) + count)]
             return predictor, result, _with_new(genes, best)[: len(genes) + count]
@@ -217,7 +217,7 @@ class Chooser:
         if genes is None:
             result = pareto_search(
                 self.space,
-                score=self.ranking.score(predictor, budget, cost),
+                score=self.ranking.score(predictor, budget),
                 cost=cost,
                 unit=budget.unit,
                 rng=np.random.default_rng([self.seed, 1]),
@@ -291,17 +291,17 @@ class Chooser:
         self, predictor: RidgePredictor, budget: Budget, caps: Sequence[Cap], count: int
     ) -> Genes | None:
         """Return the best-ranked paths of every bin of the path filter; None without one."""
-        path_filter = self.ranking.path_filter(budget)
-        if path_filter is None:
+        pruned, path_filter = self.ranking.pruned, self.ranking.path_filter(budget)
+        if pruned is None or path_filter is None:
             return None
-        cost, rng = self._budget_cost(budget), np.random.default_rng([self.seed, 1])
+        rng = np.random.default_rng([self.seed, 1])
         per_bin = -(-count // path_filter.bins.count)
         genes = self.space.ends
         for limit in path_filter.bins.edges[1:]:
             within = dataclasses.replace(budget, limit=limit)
-            search_for = {"cost": cost, "unit": budget.unit, "caps": caps}
+            search_for = {"cost": pruned.cost, "unit": budget.unit, "caps": caps}
             result = _search(
-                self.space, limit, self.ranking.score(predictor, within, cost), rng, search_for
+                self.space, limit, self.ranking.score(predictor, within), rng, search_for
             )
             genes = _with_new(genes, result.genes[finalists(result, per_bin)])
         return genes[_fits(genes, caps)]

@@ -61,9 +61,7 @@ class Ranking:
         """Return what the predictor sees of paths: (N, D)."""
         return encode_paths(self.space, genes, self.macs(genes))
 
-    def score(
-        self, predictor: RidgePredictor, budget: Budget, cost: Cost
-    ) -> Callable[[Genes], Values]:
+    def score(self, predictor: RidgePredictor, budget: Budget) -> Callable[[Genes], Values]:
         """Return what ranks candidates: the path filter if it is of this kind of budget.
 
         The path filter ranks archs of one bin, so what is far below the budget counts as outside;
@@ -73,10 +71,10 @@ class Ranking:
 
         def score(genes: Genes) -> Values:
             outside = np.zeros(len(genes), bool) if pruned is None else ~pruned.contains(genes)
-            if path_filter is None or math.isinf(budget.limit):
+            if pruned is None or path_filter is None or math.isinf(budget.limit):
                 scores = predictor.predict(self.encode(genes))
             else:
-                costs = cost(genes)
+                costs = pruned.cost(genes)
                 edges = path_filter.bins.edges
                 limit = min(budget.limit, edges[-1])  # above it the filter knows nothing
                 scores = path_filter.score(genes, costs, limit)

@@ -12,6 +12,7 @@ from scipy import stats
 
 from benchmarks.method.analysis import (
     _line,
+    choice_alone,
     compute_ratio,
     contrasts,
     envelope,
@@ -53,6 +54,22 @@ def test_a_hypervolume_is_the_mean_ap_over_log_macs() -> None:
 def test_an_envelope_is_the_best_ap_that_fits() -> None:
     front = front_of((10, 20), (20, 15), (40, 30))
     assert envelope(front, np.array([5.0, 10.0, 25.0, 40.0])).tolist() == [0.0, 20.0, 20.0, 30.0]
+
+
+def test_the_filters_choice_alone_is_told_from_paths_of_the_same_macs() -> None:
+    def path(place: int, ap: float) -> JudgedPath:
+        return JudgedPath(bin=place, macs=place + 1.0, ap=ap)
+
+    # Two candidates a bin; only the first of each is matched to a path ranked highest.
+    candidates = (path(0, 0.1), path(0, 0.9), path(1, 0.3), path(1, 0.0))
+    found = Judgement(
+        candidates=candidates,
+        front=(),
+        whole=(),
+        ranked_highest=(path(0, 0.2), path(1, 0.5)),
+        judged_by="",
+    )
+    assert choice_alone(found) == pytest.approx(15)
 
 
 def test_what_is_chosen_at_a_cost_is_chosen_on_validation() -> None:
