@@ -1,11 +1,11 @@
-"""The one clock: time callables, one alone or many in turn, and give percentiles.
+"""The one clock: time a callable, and give percentiles.
 
 Thread CPU time is the steadier clock on a machine shared with others, and right for work that
 stays on the calling thread (one-thread inference); anything else needs wall time.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,13 +14,22 @@ from numpy.typing import NDArray
 
 from detofa.errors import UserError
 
-Clock = Literal["thread", "wall"]
-"""`thread`: CPU time of the calling thread; `wall`: elapsed time."""
+Clock = Literal["thread", "wall", "events"]
+"""`thread`: CPU time of the calling thread; `wall`: elapsed time; `events`: a GPU's own."""
 
-_READ_NS: dict[Clock, Callable[[], int]] = {
+_READ_NS: dict[str, Callable[[], int]] = {
     "thread": time.thread_time_ns,
     "wall": time.perf_counter_ns,
 }
+
+
+_COARSEST_SECONDS = 1e-5
+
+
+def thread_clock() -> Clock:
+    """Return `thread` where that clock is fine enough to time an inference, else `wall`."""
+    fine = time.get_clock_info("thread_time").resolution <= _COARSEST_SECONDS
+    return "thread" if fine else "wall"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,46 +99,3 @@ def sample(
         call()
         samples_ns[index] = read_ns() - start_ns
     return samples_ns / 1e6
-
-
-def measure_interleaved(
-    calls: Mapping[str, Callable[[], Any]],
-    *,
-    passes: int,
-    runs_per_visit: int,
-    rng: np.random.Generator,
-    clock: Clock,
-    deadline_seconds: float | None = None,
-) -> dict[str, NDArray[np.float64]]:
-    """Time many callables in turn, so that drift of the machine hits all of them alike.
-
-    Every pass visits all of them in a fresh random order; a visit makes one call that is
-    discarded and `runs_per_visit` that count.
-
-    Args:
-        calls: What is timed, by name.
-        passes: Visits to each, at least 1.
-        runs_per_visit: Samples of each visit, at least 1.
-        rng: Draws the orders.
-        clock: What is read.
-        deadline_seconds: Start no further pass once this much wall time has gone by or the next
-            pass, taking as long as the longest so far, would go past it; the first is always
-            made.
-
-    Returns:
-        Per name, (passes made * runs_per_visit,) durations in milliseconds, in order of time.
-    """
-    assert passes >= 1, passes
-    assert runs_per_visit >= 1, runs_per_visit
-    visits: dict[str, list[NDArray[np.float64]]] = {name: [] for name in calls}
-    names = list(calls)
-    begin, longest = time.monotonic(), 0.0
-    for _ in range(passes):
-        start = time.monotonic()
-        if longest and deadline_seconds is not None and start - begin + longest > deadline_seconds:
-            break
-        for index in rng.permutation(len(names)):
-            name = names[index]
-            visits[name].append(sample(calls[name], runs=runs_per_visit, warm_up=1, clock=clock))
-        longest = max(longest, time.monotonic() - start)
-    return {name: np.concatenate(parts) for name, parts in visits.items()}

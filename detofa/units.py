@@ -28,6 +28,22 @@ def parse_latency_ms(text: str) -> float:
     return latency_ms
 
 
+def parse_rate(text: str) -> float:
+    """Parse images per second: `200/s`, `0.5 / s`.
+
+    Returns:
+        Images per second, above zero.
+
+    Raises:
+        UserError: not of that form, or not above zero.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*/\s*[sS]\s*", text, re.ASCII)
+    rate = float(match[1]) if match else 0.0
+    if not 0 < rate < _LARGEST:
+        raise UserError(f"a throughput should be images per second such as 200/s, got {text!r}")
+    return rate
+
+
 def parse_count(text: str, what: str = "a count") -> int:
     """Parse a count with an optional unit: `300M`, `1.2G`, `250k`, `300000000`.
 

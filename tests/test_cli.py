@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and how it refuses."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -21,7 +22,9 @@ pytest.importorskip("onnxruntime")
 from detofa.cli import pretrain, training  # noqa: E402
 from detofa.path_filter.pruned_space import random_cut  # noqa: E402
 from detofa.profiling.device import Device, this_cpu  # noqa: E402
-from detofa.profiling.table import LatencyTable  # noqa: E402
+from detofa.profiling.table import LatencyTable, load_table  # noqa: E402
+from detofa.profiling.verify import verify_table  # noqa: E402
+from detofa.runtime.measuring import Schedule  # noqa: E402
 from detofa.space import SearchSpace  # noqa: E402
 from detofa.subnet import Subnet  # noqa: E402
 from detofa.train.checkpoint import load_supernet  # noqa: E402
@@ -108,22 +111,27 @@ def fake_table(space: SearchSpace, device: Device) -> LatencyTable:
     measured_ms = macs_cost(space)(space.ends) / 1e5
     return LatencyTable(
         device=device,
-        runtime="onnxruntime",
+        runtime="onnxruntime-cpu",
         runtime_version="1",
         precision="fp32",
         batch=1,
         threads=1,
         method={"clock": "thread", "passes": 1, "seconds": 1.0},
         noise_floor=0.01,
+        unstable=[],
         entries={},
         detectors=[
             {"role": "fit", "genes": genes.tolist(), "p50_ms": float(latency_ms)}
             for genes, latency_ms in zip(space.ends, measured_ms, strict=True)
         ],
+        prior_ms={key: block_macs(block) / 1e5 for key, block in all_blocks(space).items()},
         block_ms={key: block_macs(block) / 1e5 for key, block in all_blocks(space).items()},
-        model={},
+        model={"kind": "made up", "prior": "isolated"},
+        shares=None,
+        suppression_ms=None,
         held_out={"count": 20, "mape": 0.02, "kendall_tau": 0.97},
         interval=0.03,
+        verification=None,
         space=space,
         date="2026-01-01T00:00:00+00:00",
         detofa_version="0",
@@ -200,7 +208,9 @@ def test_the_package_runs_as_a_module(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["search"], "--latency, --macs, --pareto: give exactly one"),
+        (["search"], "--latency, --throughput, --macs, --pareto: give exactly one"),
+        (["search", "--throughput", "200"], "images per second such as 200/s"),
+        (["profile", "--verify", "--make-kit", "a.zip"], "give one at most"),
         (["search", "--latency", "9ms", "--pareto"], "give exactly one"),
         (["search", "--latency", "10"], "latency '10' has no unit; write it as 10ms"),
         (["search", "--latency", "0ms"], "a latency must be above zero"),
@@ -240,6 +250,9 @@ def test_wrong_usage_exits_2(run, empty, arguments, message):
         (["profile"], "no trained run under runs/"),
         (["profile", "--device", "a100"], "no device named 'a100' is on this machine; it has"),
         (["profile", "--run", "lost"], "'lost' is no run"),
+        (["profile", "--space", "tiny", "--prior", "guess"], "no prior is called 'guess'"),
+        (["profile", "--space", "tiny", "--verify"], "make it with `detofa profile`"),
+        (["profile", "--from", "results.json"], "results.json does not exist; make it with"),
         (["search", "--latency", "10ms"], "make one with `detofa train --data DIR`"),
         (["search", "--pareto"], "no trained run under runs/"),
         (["export", "subnet.json"], "subnet.json does not exist; make it with `detofa search`"),
@@ -588,6 +601,80 @@ def test_search_for_a_latency_goes_by_the_table(run, place):
     assert predicted.high <= 40
     assert subnet.figures["latency"].source == "measured"
     assert "2.0%" in run("devices").out
+    assert "times as long now" in done.out
+    assert "warning: the latency table was measured with onnxruntime-cpu 1, and here" in done.out
+    gpu = Device(kind="gpu", name="NVIDIA A100-SXM4-80GB", details={})
+    fake_table(space, gpu).save(place / "latency_tables")
+    options = ["--device", "a100", "--labels", "2", "--top-k", "1", "--output", "b.json"]
+    done = run("search", "--latency", "0.04 s", *options)
+    assert done.code == 0, done.err
+    assert "NVIDIA A100-SXM4-80GB: predicted, not verified here" in done.out
+    assert "warning" not in done.out
+    done = run("search", "--latency", "0.04 s", "--strict", "--output", "c.json")
+    assert done.code == 1
+    assert "was measured with onnxruntime-cpu 1, and here is" in done.err
+
+
+def test_a_throughput_is_a_latency_of_a_batch(run, place):
+    space = load_supernet(place / "runs/squares-tiny/supernet.safetensors")[1].space
+    options = ["--throughput", "100/s", "--batch", "4", "--labels", "2", "--top-k", "1"]
+    fake_table(space, this_cpu()).save(place / "latency_tables")
+    done = run("search", *options)
+    assert done.code == 1
+    assert "batch=4" in done.err
+    dataclasses.replace(fake_table(space, this_cpu()), batch=4).save(place / "latency_tables")
+    done = run("search", *options, "--output", "b.json")
+    assert done.code == 0, done.err
+    assert "at most 40ms" in done.out
+    assert "batches of 4:" in done.out
+    assert "where the" in done.out
+    predicted = Subnet.load(place / "b.json").figures["latency_predicted"]
+    assert predicted.high is not None
+    assert predicted.high <= 40
+    assert predicted.conditions["batch"] == 4
+
+
+def test_a_kit_is_packed_for_a_device_and_its_results_make_a_table(run, place):
+    done = run("profile", "--make-kit", "kit.zip", "--device", "orin")
+    assert done.code == 0, done.err
+    assert "python3 kit.zip" in done.out
+    command = [sys.executable, "kit.zip", "--any-device", "--budget-seconds", "1"]
+    made = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    done = run("profile", "--from", "kit-results.json")
+    assert done.code == 0, done.err
+    assert this_cpu().name in done.out
+    (table,) = (place / "latency_tables").glob("*.json")
+    assert table.name.startswith(this_cpu().slug)
+    done = run("profile", "--from", "kit-results.json", "--space", "lite0")
+    assert done.code == 1
+    assert "was measured for the space tiny" in done.err
+
+
+def test_a_verification_is_printed_and_kept_in_the_table(run, place, monkeypatch):
+    space = load_supernet(place / "runs/squares-tiny/supernet.safetensors")[1].space
+    path = fake_table(space, this_cpu()).save(place / "latency_tables")
+    schedule = Schedule(passes=2, extra_passes=0)
+
+    def quick(table, **rest):
+        return verify_table(table, **rest | {"count": 4, "schedule": schedule})
+
+    monkeypatch.setattr("detofa.profiling.verify.verify_table", quick)
+    done = run("profile", "--verify")
+    assert done.code == 1
+    assert "with 6 samples of each detector" in done.err
+    assert load_table(path).verification is None  # what does not count is not kept
+    monkeypatch.setattr("detofa.profiling.verify.FEWEST_SAMPLES", 1)
+    monkeypatch.setattr("detofa.profiling.verify.NOISIEST", 9.0)
+    done = run("profile", "--verify")
+    assert done.code == 1  # a table of made-up times
+    assert "FAIL: MAPE at most 2 %" in done.out
+    assert "not as good as it should be" in done.err
+    kept = load_table(path).verification
+    assert kept is not None
+    assert kept["errors"]["count"] == 4
+    assert not kept["passed"]
+    assert "verified" in run("devices").out
 
 
 def test_a_budget_that_nothing_meets_is_answered_with_the_range(run, place):
@@ -726,10 +813,11 @@ def test_profile_writes_a_table_that_search_finds(run, place):
     done = run("profile", "--budget-seconds", "5")
     assert done.code == 0, done.err
     assert "Kendall tau" in done.out
-    assert len(list((place / "latency_tables").glob("*.json"))) == 1
-    done = run("search", "--latency", "100ms", "--labels", "2", "--top-k", "1")
-    assert done.code == 0, done.err
-    assert "allows every path" in done.out
+    assert len(list((place / "latency_tables").rglob("*.json*"))) == 1
+    done = run("search", "--latency", "100s", "--labels", "2", "--top-k", "1")
+    assert done.code == 1
+    assert "no detector of this space is as slow as" in done.err
+    assert "it reaches" in done.err
 
 
 def test_the_demo_goes_to_the_folder_named(run, empty, monkeypatch):

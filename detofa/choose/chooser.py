@@ -21,10 +21,12 @@ from detofa.errors import UserError
 from detofa.files import sha256_file, write_json
 from detofa.path_filter.bins import Kind
 from detofa.predictor import RidgePredictor
+from detofa.profiling.again import AGAIN, measure_again
 from detofa.profiling.cost import macs_cost, num_params_cost
-from detofa.profiling.device import this_cpu
-from detofa.profiling.measure import detector_builders, measure_again
+from detofa.profiling.device import devices_here
+from detofa.profiling.measure import detector_builders
 from detofa.profiling.table import LatencyTable
+from detofa.reachable import quantity
 from detofa.search import (
     Cap,
     SearchConfig,
@@ -51,7 +53,6 @@ Values = NDArray[np.float64]
 Progress = Callable[[str, float], None]
 _BYTES_OF_PARAMETER = 4
 _SPARE = 0.95  # of a latency budget: some finalist should turn out to fit
-_SPEED_TO_TELL = 0.05  # smaller changes of speed are ordinary
 
 
 class Chooser:
@@ -152,7 +153,15 @@ class Chooser:
         cost = self._budget_cost(budget)
         search_for = {"cost": cost, "unit": budget.unit, "caps": caps}
         # Whether the budget can be met at all is answered before anything is evaluated.
-        _search(self.space, budget.limit, lambda genes: -cost(genes), rng, search_for, quick=True)
+        quick = _search(
+            self.space, budget.limit, lambda genes: -cost(genes), rng, search_for, quick=True
+        )
+        if budget.kind == "latency" and budget.limit > quick.reachable.high:
+            raise UserError(
+                f"no detector of this space is as slow as {quantity(budget.limit, 'ms')}: it "
+                f"reaches {quick.reachable}; give a budget in that range, or --pareto for the best "
+                "whatever it takes"
+            )
         labels, genes = self._labelled(), np.empty((0, self.space.num_genes), np.int8)
 
         def find(count: int) -> tuple[RidgePredictor, SearchResult, Genes]:
@@ -178,7 +187,7 @@ class Chooser:
             subnet=subnet,
             finalists=tuple(found),
             reachable=str(result.reachable),
-            notes=self._notes(result),
+            notes=self._notes(result, found[0], budget),
             predictor=predictor,
         )
 
@@ -346,10 +355,12 @@ class Chooser:
         predicted = table.predict(genes)
         low, high = table.predict_interval(genes)
         measured: Mapping[str, float] = {}
-        if table.device.name == this_cpu().name:
+        if table.device.name in {device.name for device in devices_here()}:
             self.on_progress("measure finalists", 0.0)
             builders = detector_builders(self.space, {str(i): row for i, row in enumerate(genes)})
-            now = measure_again(table, builders, rng=np.random.default_rng(self.seed))
+            now = measure_again(
+                table, builders, schedule=dataclasses.replace(AGAIN, seed=self.seed)
+            )
             measured, self._slowdown = now.p50_ms, now.slowdown
         return [
             replace(
@@ -362,13 +373,17 @@ class Chooser:
             for index, item in enumerate(found)
         ]
 
-    def _notes(self, result: SearchResult) -> tuple[str, ...]:
+    def _notes(self, result: SearchResult, winner: Finalist, budget: Budget) -> tuple[str, ...]:
         notes = [] if result.note is None else [result.note]
-        if abs(self._slowdown - 1) > _SPEED_TO_TELL:
+        if winner.measured_ms is not None:
             notes.append(
-                f"detectors take {self._slowdown:.2f} times as long now as when the latency table "
-                "was made; measured figures are at the table's speed. `detofa profile` makes a "
-                "new table"
+                f"detectors take {self._slowdown:.3f} times as long now as when the latency table "
+                "was made; measured figures are at the table's speed"
+            )
+        if budget.kind == "latency" and (winner.measured_ms or 0.0) > budget.limit:
+            notes.append(
+                "no finalist was measured within the budget, and the nearest to it is written; "
+                "ask for less, or measure a new table with `detofa profile`"
             )
         return tuple(notes)
 

@@ -1,5 +1,7 @@
 """`detofa profile`, `devices` and `bench`: what is measured on a device."""
 
+import dataclasses
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from detofa.cli.display import age, show_table, shown_progress
-from detofa.cli.options import ImageSizes, Run, Seed, Threads, image_sizes
+from detofa.cli.options import Batch, ImageSizes, Run, Seed, Threads, image_sizes
 from detofa.cli.runs import find_run
 from detofa.errors import UserError
 
 if TYPE_CHECKING:
+    from detofa.profiling.device import Device
     from detofa.profiling.table import LatencyTable
     from detofa.space import SearchSpace
     from detofa.timer import Timing
@@ -32,29 +35,194 @@ def profile(
     budget_seconds: Annotated[
         float | None, typer.Option(min=1, help="Time to measure in; more is more exact.")
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            help="onnxruntime-cpu; on a GPU onnxruntime-cuda or tensorrt.  [default: ONNX Runtime]"
+        ),
+    ] = None,
     threads: Threads = 1,
-    seed: Seed = 0,
+    batch: Batch = 1,
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            help="What the fit starts from: isolated, chain or compute.  [default: isolated; on a "
+            "GPU compute]"
+        ),
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Measure fresh detectors and say how good the table is."),
+    ] = False,
+    make_kit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ZIP", help="Pack everything that measures on a device without torch."
+        ),
+    ] = None,
+    from_results: Annotated[
+        Path | None, typer.Option("--from", metavar="JSON", help="Results that a kit wrote.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Chooses detectors.  [default: 0; a new one for --verify]"),
+    ] = None,
 ) -> None:
-    """Measure every block of a space on a device of this machine; writes a latency table."""
-    import numpy as np
+    """Measure detectors and blocks of a space on a device; writes a latency table.
 
+    When stopped, the same command goes on. Exit code 1 if `--verify` finds the table wanting.
+    """
+    if sum([verify, make_kit is not None, from_results is not None]) > 1:
+        raise typer.BadParameter("give one at most", param_hint="--verify, --make-kit, --from")
+
+    from detofa.profiling.kit import table_from_kit
+
+    if from_results is not None:
+        wanted = (
+            None if run is None and space is None else _space(run, space, num_classes, image_size)
+        )
+        _finish(table_from_kit(from_results, space=wanted))
+        return
     from detofa.profiling.device import find_device
-    from detofa.profiling.measure import profile_space
 
-    found = find_device(device)
+    found = None if verify or make_kit is not None else find_device(device)
     chosen = _space(run, space, num_classes, image_size)
+    if make_kit is not None:
+        _pack(chosen, make_kit, device, runtime, prior, threads, batch, seed or 0)
+    elif found is None:
+        _verify(locate_table(chosen, device, threads, batch), seed)
+    else:
+        _measure(chosen, found, runtime, prior, threads, batch, budget_seconds, seed or 0)
+
+
+def _measure(
+    space: "SearchSpace",
+    device: "Device",
+    runtime_name: str | None,
+    prior: str | None,
+    threads: int,
+    batch: int,
+    budget_seconds: float | None,
+    seed: int,
+) -> None:
+    from detofa.profiling.conditions import Conditions, runtime_named
+    from detofa.profiling.measure import ProfilePlan, log_of, measure_table
+    from detofa.profiling.priors import prior_name
+    from detofa.runtime.measuring import Schedule
+
+    named = "onnxruntime-cpu" if device.kind == "cpu" else "onnxruntime-cuda"
+    runtime = runtime_named(runtime_name or named, device, threads=threads, batch=batch)
+    schedule = Schedule(seed=seed)
+    usual = "isolated" if device.kind == "cpu" else "compute"
+    plan = ProfilePlan.draw(space, prior=prior_name(prior or usual), seed=seed)
+    log = log_of(plan, Conditions.of(device, runtime, schedule), TABLES / "unfinished")
+    if log.samples.passes:
+        print(f"going on with {len(log.samples.passes)} passes of a profile that was stopped")
     with shown_progress() as on_progress:
-        table = profile_space(
-            chosen,
-            rng=np.random.default_rng(seed),
-            threads=threads,
+        table = measure_table(
+            plan,
+            runtime=runtime,
+            device=device,
+            schedule=schedule,
             budget_seconds=budget_seconds,
-            device=found,
+            log=log,
             on_progress=on_progress,
         )
+    _finish(table)
+    log.remove()
+
+
+def _finish(table: "LatencyTable") -> None:
+    from detofa.profiling.device import this_cpu
+
     path = table.save(TABLES)
     _show_profile(table)
-    print(f"wrote {path}; next: `detofa search --latency 10ms`")
+    elsewhere = table.device.name != this_cpu().name
+    words = f" --device {shlex.quote(table.device.name)}" if elsewhere else ""
+    print(f"wrote {path}; next: `detofa search --latency 10ms{words}`")
+
+
+def _pack(
+    space: "SearchSpace",
+    path: Path,
+    device: str,
+    runtime_name: str | None,
+    prior: str | None,
+    threads: int,
+    batch: int,
+    seed: int,
+) -> None:
+    from detofa.profiling.kit import make_kit
+    from detofa.profiling.measure import ProfilePlan
+    from detofa.profiling.priors import prior_name
+    from detofa.runtime.measuring import Schedule
+
+    named = runtime_name or "onnxruntime-cpu"
+    usual = "isolated" if named == "onnxruntime-cpu" else "compute"
+    with shown_progress() as on_progress:
+        count = make_kit(
+            ProfilePlan.draw(space, prior=prior_name(prior or usual), seed=seed),
+            path,
+            device=device,
+            runtime=named,
+            schedule=Schedule(seed=seed),
+            threads=threads,
+            batch=batch,
+            on_progress=on_progress,
+        )
+    print(f"wrote {path}: {count} models, {path.stat().st_size / 1e6:.0f} MB")
+    print(f"next, on the device: `python3 {path.name}`; it needs Python, numpy and {named}")
+    print("then here: `detofa profile --from kit-results.json`")
+
+
+def _verify(table: "LatencyTable", seed: int | None) -> None:
+    import secrets
+
+    from detofa.profiling.verify import FEWEST_SAMPLES, NOISIEST, SCHEDULE, verify_table
+
+    chosen = secrets.randbelow(2**31) if seed is None else seed
+    with shown_progress() as on_progress:
+        found = verify_table(
+            table, schedule=dataclasses.replace(SCHEDULE, seed=chosen), on_progress=on_progress
+        )
+    errors = found.errors
+    naive = "not measured" if found.naive_mape is None else f"{found.naive_mape:.2%}"
+    thirds = ["-" if tau is None else f"{tau:.3f}" for tau in found.tau_of_thirds]
+    show_table(
+        f"{errors['count']:.0f} fresh detectors on {table.device.name}, {found.passes} passes in "
+        f"{found.seconds:.0f} s",
+        ["", "found"],
+        [
+            ["noise floor F of a quarter of the passes", f"{found.noise_floor:.2%}"],
+            ["error of the table (MAPE)", f"{errors['mape']:.2%}"],
+            ["error over noise floor", f"{errors['mape'] / found.noise_floor:.2f}"],
+            ["worst", f"{errors['worst']:.2%}"],
+            ["within 5 %", f"{errors['within_5_percent']:.1%}"],
+            ["within 10 %", f"{errors['within_10_percent']:.1%}"],
+            ["Kendall tau", f"{errors['kendall_tau']:.3f}"],
+            ["tau in thirds of the range", ", ".join(thirds)],
+            ["in the interval promised", f"{found.coverage:.1%}"],
+            ["sum of isolated blocks (MAPE)", naive],
+            ["line in MACs (MAPE)", f"{found.line_mape:.2%}"],
+            ["slower than for the table", f"{found.slowdown:.3f} times"],
+        ],
+    )
+    for what, reached in found.checks.items():
+        print(f"{'pass' if reached else 'FAIL'}: {what}")
+    print(f"{'pass' if found.reaches_the_aim else 'no'}: the aim, MAPE at most 1.2 F")
+    print(f"detectors chosen by --seed {found.seed}")
+    if not found.is_valid:
+        raise UserError(
+            f"this does not count and is not kept: with {found.samples} samples of each detector "
+            f"the noise floor is {found.noise_floor:.1%}; {4 * FEWEST_SAMPLES} samples and at most "
+            f"{NOISIEST:.0%} are needed. Stop other work on this machine and verify again"
+        )
+    print(f"wrote {dataclasses.replace(table, verification=found.to_json()).save(TABLES)}")
+    if not found.passed:
+        raise UserError(
+            "the table is not as good as it should be; measure it again with more time: "
+            "`detofa profile`"
+        )
 
 
 def devices() -> None:
@@ -84,29 +252,40 @@ def bench(
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a detector's latency here: percentiles of thread CPU time and of wall time."""
+    """Measure a detector's latency here: percentiles of thread CPU time and of wall time.
+
+    An .onnx file is measured as latency tables are: several sessions, visits with warm-up.
+    """
     import json
 
     import numpy as np
 
     from detofa.cli.models import open_model
     from detofa.profiling.device import this_cpu
-    from detofa.runtime.bench import measure_latency
+    from detofa.runtime.bench import measure_file, measure_latency
 
     with open_model(model, threads)[0] as detector:
-        latency = measure_latency(
-            detector.session,
-            rng=np.random.default_rng(seed),
-            runs=runs,
-            batch=batch,
-            threads=threads,
-        )
         height, width = detector.session.image_size
+        if model.suffix == ".onnx":
+            latency = measure_file(model, runs=runs, batch=batch, threads=threads)
+        else:
+            latency = measure_latency(
+                detector.session,
+                rng=np.random.default_rng(seed),
+                runs=runs,
+                batch=batch,
+                threads=threads,
+            )
     clocks = {"thread CPU time": latency.thread, "wall time": latency.wall}
     device = this_cpu().name
     if as_json:
         about = {"model": str(model), "device": device, "image_size": [height, width]}
-        counts = {"batch": batch, "threads": threads, "runs": runs}
+        counts = {
+            "batch": batch,
+            "threads": threads,
+            "runs": latency.wall.count,
+            "p50_error": latency.p50_error,
+        }
         times = {
             name.lower().replace(" ", "_"): None if timing is None else _percentiles(timing)
             for name, timing in clocks.items()
@@ -119,7 +298,11 @@ def bench(
         for name, timing in clocks.items()
         if timing is not None
     ]
-    show_table("", [f"of {runs} calls", "p50 ms", "p90 ms", "p99 ms"], rows)
+    show_table("", [f"of {latency.wall.count} calls", "p50 ms", "p90 ms", "p99 ms"], rows)
+    if latency.p50_error is not None:
+        print(f"standard error of the median: {latency.p50_error:.1%}")
+    if batch > 1:
+        print(f"{1000 * batch / latency.wall.p50_ms:.0f} images/s")
 
 
 def table_folders() -> Iterator[Path]:
@@ -134,7 +317,7 @@ def table_folders() -> Iterator[Path]:
             yield folder
 
 
-def locate_table(space: "SearchSpace", device: str, threads: int) -> "LatencyTable":
+def locate_table(space: "SearchSpace", device: str, threads: int, batch: int = 1) -> "LatencyTable":
     """Return the latency table of a space on a device, from the first folder that has it.
 
     Raises:
@@ -145,7 +328,7 @@ def locate_table(space: "SearchSpace", device: str, threads: int) -> "LatencyTab
     first: UserError | None = None
     for folder in [TABLES, *table_folders()]:
         try:
-            return find_table(folder, space, device_name=device, threads=threads)[1]
+            return find_table(folder, space, device_name=device, threads=threads, batch=batch)[1]
         except UserError as error:
             first = first or error
     assert first is not None
@@ -172,16 +355,26 @@ def _space(
 
 
 def _show_profile(table: "LatencyTable") -> None:
+    from detofa.profiling.verify import FEWEST_SAMPLES, NOISIEST
+
     times = [float(entry["p50_ms"]) for entry in table.detectors]
     print(f"device: {table.device.name}, {table.runtime} {table.runtime_version}")
     print(
-        f"measured: {len(table.entries)} blocks and {len(times)} detectors, "
+        f"measured: {len(table.entries)} blocks or chains and {len(times)} detectors, "
         f"{table.method['passes']} passes in {table.method['seconds']:.0f} s, "
-        f"{table.threads} threads, {table.method['clock']} clock"
+        f"{table.threads} threads, batch {table.batch}, {table.method['clock']} clock"
     )
     print(f"range of measured detectors: {min(times):.2f} to {max(times):.2f} ms (p50)")
     floor = table.noise_floor
     print(f"noise floor: {'unknown' if floor is None else f'{floor:.1%}'}")
+    enough = table.method["passes"] * table.method["runs_per_visit"] >= 4 * FEWEST_SAMPLES
+    if floor is not None and floor > NOISIEST and enough:
+        print(f"note: that is above {NOISIEST:.0%}; this machine is too noisy now, measure again")
+    if table.unstable:
+        print(
+            f"note: {len(table.unstable)} models stayed unsteady though measured again: "
+            f"{', '.join(table.unstable[:3])}"
+        )
     print(_errors(table))
 
 
@@ -192,6 +385,13 @@ def _show_table_of(table: "LatencyTable") -> None:
     print(f"  batch {table.batch}, threads {table.threads}, measured {age(table.date)} ago")
     print(f"  space {space.name}: {space.num_classes} classes, input {sizes}")
     print(f"  {min(times):.2f} to {max(times):.2f} ms; {_errors(table)}")
+    if table.verification is None:
+        print("  not verified; `detofa profile --verify` measures fresh detectors")
+    else:
+        found = table.verification
+        verdict = "passed" if found["passed"] else "FAILED"
+        figures = f"MAPE {found['errors']['mape']:.1%}, noise floor {found['noise_floor']:.1%}"
+        print(f"  verified {age(str(found['date']))} ago, {verdict}: {figures}")
 
 
 def _errors(table: "LatencyTable") -> str:

@@ -47,7 +47,7 @@ def export(
 ) -> None:
     """Write a detector as one ONNX file, verified against PyTorch, with a manifest beside it."""
     if to is Target.TENSORRT:
-        from detofa.export.to_tensorrt import import_tensorrt
+        from detofa.runtime.tensorrt_engine import import_tensorrt
 
         import_tensorrt()
     import numpy as np

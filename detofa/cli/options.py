@@ -16,6 +16,7 @@ Run = Annotated[
     typer.Option("--run", help="A run's name or folder.  [default: the newest under runs/]"),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads that run the model.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images of one call.")]
 DataOfRun = Annotated[
     Path | None,
     typer.Option(help="The data set's folder.  [default: where the run was trained]"),

@@ -9,11 +9,11 @@ import typer
 
 from detofa.cli.display import average_precision, show_table, shown_progress
 from detofa.cli.measure import locate_table
-from detofa.cli.options import DataOfRun, Run, Seed, Threads, parsed
+from detofa.cli.options import Batch, DataOfRun, Run, Seed, Threads, parsed
 from detofa.cli.runs import find_run
 from detofa.cli.training import torch_device
 from detofa.errors import UserError
-from detofa.units import format_count, parse_count, parse_latency_ms
+from detofa.units import format_count, parse_count, parse_latency_ms, parse_rate
 
 if TYPE_CHECKING:
     from detofa.choose.chooser import Chooser
@@ -32,6 +32,9 @@ class Caps(TypedDict):
 
 def search(
     latency: Annotated[str | None, typer.Option(help="Budget, such as 10ms.")] = None,
+    throughput: Annotated[
+        str | None, typer.Option(help="Budget in images per second, such as 200/s.")
+    ] = None,
     macs: Annotated[str | None, typer.Option(help="Budget, such as 300M.")] = None,
     pareto: Annotated[
         bool, typer.Option("--pareto", help="The best trade-offs instead of one budget.")
@@ -41,23 +44,33 @@ def search(
         str, typer.Option(help="cpu, or words of the name of a device with a table.")
     ] = "cpu",
     threads: Threads = 1,
+    batch: Batch = 1,
     max_params: Annotated[str | None, typer.Option(help="Cap, such as 2M.")] = None,
     max_file_size: Annotated[str | None, typer.Option(help="Cap in bytes, such as 8M.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Finalists evaluated for real.")] = 5,
     labels: Annotated[
         int, typer.Option(min=0, help="Paths evaluated to fit the predictor of AP.")
     ] = 24,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse a table that was measured with other software."),
+    ] = False,
     seed: Seed = 0,
     data: DataOfRun = None,
     output: Annotated[Path, typer.Option(help="The file to write.")] = Path("subnet.json"),
 ) -> None:
     """Find the best detector for a budget; writes subnet.json and the weights beside it."""
-    budgets = [latency is not None, macs is not None, pareto]
+    budgets = [latency is not None, throughput is not None, macs is not None, pareto]
     if sum(budgets) != 1:
-        raise typer.BadParameter("give exactly one", param_hint="--latency, --macs, --pareto")
-    limit = None
+        raise typer.BadParameter(
+            "give exactly one", param_hint="--latency, --throughput, --macs, --pareto"
+        )
+    limit, budgeted = None, f"{latency or macs}"
     if latency is not None:
         limit = parsed(parse_latency_ms, latency, "--latency")
+    elif throughput is not None:
+        limit = 1000 * batch / parsed(parse_rate, throughput, "--throughput")
+        budgeted = f"{limit:.4g}ms"
     elif macs is not None:
         limit = float(parsed(lambda text: parse_count(text, "MACs"), macs, "--macs"))
     caps = Caps(
@@ -71,7 +84,10 @@ def search(
     from detofa.choose.records import Budget
 
     found = find_run(run)
-    table = _table(found, device, threads, needed=latency is not None)
+    needed = limit is not None and macs is None
+    table = _table(found, device, threads, batch, needed=needed)
+    if table is not None:
+        _check_software(table, strict=strict)
     with shown_progress() as on_progress:
         chooser = Chooser(
             found,
@@ -86,9 +102,25 @@ def search(
         if limit is None:
             show = _front(chooser, found, caps)
         else:
-            budget = Budget(kind="latency" if latency else "macs", limit=limit)
-            show = _choose(chooser, budget, f"{latency or macs}", output, top_k, caps)
+            budget = Budget(kind="latency" if macs is None else "macs", limit=limit)
+            show = _choose(chooser, budget, budgeted, output, top_k, caps)
     show()
+
+
+def _check_software(table: "LatencyTable", *, strict: bool) -> None:
+    """Warn where a table was measured with other software than is here.
+
+    Raises:
+        UserError: so it was, and the user is strict.
+    """
+    from detofa.profiling.again import software_difference
+
+    difference = software_difference(table)
+    if difference is None:
+        return
+    if strict:
+        raise UserError(difference)
+    print(f"warning: {difference}")
 
 
 def _cap(text: str | None, option: str, what: str) -> float | None:
@@ -97,11 +129,13 @@ def _cap(text: str | None, option: str, what: str) -> float | None:
     return float(parsed(lambda typed: parse_count(typed, what), text, option))
 
 
-def _table(run: "RunFolder", device: str, threads: int, *, needed: bool) -> "LatencyTable | None":
+def _table(
+    run: "RunFolder", device: str, threads: int, batch: int, *, needed: bool
+) -> "LatencyTable | None":
     from detofa.train.checkpoint import load_supernet
 
     try:
-        return locate_table(load_supernet(run.supernet)[1].space, device, threads)
+        return locate_table(load_supernet(run.supernet)[1].space, device, threads, batch)
     except UserError as error:
         if needed:
             raise
@@ -121,13 +155,16 @@ def _choose(
     from detofa.train.run import command_line
 
     choice = chooser.choose(budget, output, top_k=top_k, command=command_line(), **caps)
-    kept = chooser.run.subnets / f"{budget.kind}-{typed.replace(' ', '')}.json"
+    how = "" if chooser.table is None or chooser.table.batch == 1 else f"-b{chooser.table.batch}"
+    kept = chooser.run.subnets / f"{budget.kind}-{typed.replace(' ', '')}{how}.json"
     _copy(choice.subnet, output, kept)
 
     def show() -> None:
         marks = ["chosen", *[""] * (len(choice.finalists) - 1)]
         what = "MACs" if budget.kind == "macs" else budget.kind
         _show(f"{what} at most {typed}", choice.finalists, marks)
+        if chooser.table is not None:
+            _show_latency(chooser.table, choice.finalists[0])
         print(f"reachable here: {choice.reachable}")
         for note in choice.notes:
             print(f"note: {note}")
@@ -135,6 +172,22 @@ def _choose(
         print(f"next: `detofa export {output}`")
 
     return show
+
+
+def _show_latency(table: "LatencyTable", winner: "Finalist") -> None:
+    """Print where the time of a detector goes, as the table has it, and what that is worth."""
+    if winner.measured_ms is None:
+        print(f"ms are for {table.device.name}: predicted, not verified here")
+    ms = winner.measured_ms or winner.predicted_ms
+    if table.batch > 1 and ms is not None:
+        print(f"batches of {table.batch}: {1000 * table.batch / ms:.0f} images/s")
+    genes = table.space.genes(winner.arch)
+    parts = {name: float(took[0]) for name, took in table.columns(genes[None]).items()}
+    after = parts.pop("suppression", None)
+    told = ", ".join(f"{name.replace('_', ' and ')} {took:.2f}" for name, took in parts.items())
+    print(f"where the {sum(parts.values()):.2f} ms go: {told}")
+    if after is not None:
+        print(f"after the network: suppression, {after:.2f} ms where images are crowded")
 
 
 def _front(chooser: "Chooser", run: "RunFolder", caps: Caps) -> Callable[[], None]:
@@ -163,7 +216,7 @@ def _copy(subnet: "Subnet", source: Path, target: Path) -> None:
 
 
 def _show(title: str, found: "Sequence[Finalist]", marks: Sequence[str]) -> None:
-    columns = ["", "AP", "AP50", "AP predicted", "ms measured", "ms predicted", "MACs"]
+    columns = ["", "AP", "AP50", "AP predicted", "ms measured", "ms predicted", "gap", "MACs"]
     columns += ["parameters", "input"]
     show_table(
         title,
@@ -176,6 +229,7 @@ def _show(title: str, found: "Sequence[Finalist]", marks: Sequence[str]) -> None
                 average_precision(item.predicted_ap),
                 "-" if item.measured_ms is None else f"{item.measured_ms:.2f}",
                 _predicted(item),
+                _gap(item),
                 format_count(item.macs),
                 format_count(item.num_params),
                 "x".join(str(side) for side in item.arch.image_size),
@@ -183,7 +237,14 @@ def _show(title: str, found: "Sequence[Finalist]", marks: Sequence[str]) -> None
             for mark, item in zip(marks, found, strict=True)
         ],
     )
-    print("AP: validation split, weights inherited from the supernet; ms: p50 of one image")
+    print("AP: validation split, weights inherited from the supernet; ms: p50 of one call")
+
+
+def _gap(item: "Finalist") -> str:
+    """Return how far the measurement is above the prediction."""
+    if item.measured_ms is None or item.predicted_ms is None:
+        return "-"
+    return f"{item.measured_ms / item.predicted_ms - 1:+.1%}"
 
 
 def _predicted(item: "Finalist") -> str:

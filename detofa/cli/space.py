@@ -54,8 +54,23 @@ def show(
     ]
     columns = ["", "channels", "stride", "depth", "kernel", "expand", "activation"]
     show_table("", columns, rows)
+    _show_parts(space)
     print(f"neck width: {_options(space.neck_widths)}")
     print(f"head width: {_options(space.head_widths)}; depth: {_options(space.head_depths)}")
+
+
+def _show_parts(space: "SearchSpace") -> None:
+    """Show the exact compute and parameters of each part of both ends of a space."""
+    from detofa.profiling.cost import macs_cost, num_params_cost
+
+    macs, params = (cost(space).per_part(space.ends) for cost in (macs_cost, num_params_cost))
+    rows = [
+        [part.replace("_", " and ")]
+        + [format_count(float(values[part][end])) for end in (0, 1) for values in (macs, params)]
+        for part in macs
+    ]
+    columns = ["", "MACs of the smallest", "parameters", "MACs of the largest", "parameters"]
+    show_table("", columns, rows)
 
 
 def _summary(space: "SearchSpace") -> list[str]:

@@ -22,7 +22,8 @@ from detofa.errors import UserError
 from detofa.export.export import Exported, export_subnet
 from detofa.files import write_bytes, write_text
 from detofa.imaging import read_image
-from detofa.profiling.measure import measure_again, profile_space
+from detofa.profiling.again import AGAIN, measure_again
+from detofa.profiling.measure import ProfilePlan, measure_table
 from detofa.profiling.table import LatencyTable
 from detofa.report.summary import (
     DetectorRow,
@@ -33,6 +34,7 @@ from detofa.report.summary import (
     write_summary,
 )
 from detofa.runtime.detector import open_detector
+from detofa.runtime.measuring import Schedule
 from detofa.supernet.decode import DecodedDetector
 from detofa.train.checkpoint import load_subnet
 from detofa.train.detection import DetectionTask
@@ -161,11 +163,10 @@ def _train(run: RunFolder, data: Path, seed: int, size: DemoSize, show: Show) ->
 def _profile(run: RunFolder, seed: int, size: DemoSize, tables: Path, show: Show) -> LatencyTable:
     space = Chooser(run).space
     with show.stage(f"measuring this machine for {size.profile_seconds:.0f} s") as progress:
-        table = profile_space(
-            space,
-            rng=np.random.default_rng(seed),
+        table = measure_table(
+            ProfilePlan.draw(space, seed=seed),
+            schedule=Schedule(passes=size.profile_passes, seed=seed),
             budget_seconds=size.profile_seconds,
-            passes=size.profile_passes,
             on_progress=progress,
         )
         path = table.save(tables)
@@ -240,8 +241,7 @@ def _rows(
         now = measure_again(
             table,
             {name: item.model_path.read_bytes for name, item in exported.items()},
-            rng=np.random.default_rng(seed),
-            passes=size.timing_passes,
+            schedule=dataclasses.replace(AGAIN, passes=size.timing_passes, seed=seed),
         )
         results: dict[str, AveragePrecision] = {}
         for index, (name, item) in enumerate(exported.items()):

@@ -38,6 +38,7 @@ def detector_onnx(blocks: Sequence[Block], *, top_k: int, rng: np.random.Generat
     assert isinstance(stem, Stem)
     assert isinstance(neck_head, NeckHead)
     graph = _Graph(rng)
+    graph.part = "backbone"
     x = graph.input("images", (3, stem.height, stem.width))
     x = _add_stem(graph, stem, x)
     features: dict[int, str] = {}
@@ -50,14 +51,17 @@ def detector_onnx(blocks: Sequence[Block], *, top_k: int, rng: np.random.Generat
     return graph.to_bytes()
 
 
-def block_onnx(block: Block, *, top_k: int, rng: np.random.Generator) -> bytes:
-    """Return the ONNX model of one block alone.
+def block_onnx(block: Block, *, top_k: int, rng: np.random.Generator, repeats: int = 1) -> bytes:
+    """Return the ONNX model of one block alone, or of several like it one after another.
 
     Args:
         block: The block; a `NeckHead` takes C3, C4, C5 and includes box decoding.
         top_k: Candidates kept by box decoding.
         rng: Draws the weights.
+        repeats: How many follow each other; more than one only where a block's output can be its
+            input.
     """
+    assert repeats == 1 or (isinstance(block, MBConv) and block.residual), block
     graph = _Graph(rng)
     match block:
         case Stem():
@@ -65,7 +69,9 @@ def block_onnx(block: Block, *, top_k: int, rng: np.random.Generator) -> bytes:
             graph.output(_add_stem(graph, block, x), 4)
         case MBConv():
             x = graph.input("x", (block.in_channels, block.height, block.width))
-            graph.output(_add_mbconv(graph, block, x), 4)
+            for _ in range(repeats):
+                x = _add_mbconv(graph, block, x)
+            graph.output(x, 4)
         case NeckHead():
             sizes = zip(block.in_channels, block.level_sizes[:3], strict=True)
             pyramid = [
@@ -86,6 +92,9 @@ class _Graph:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._shapes: list[onnx.ValueInfoProto] = []
+        # What the nodes to come belong to. It begins their names and those of what they compute,
+        # since ONNX Runtime names what it fuses or rewrites by either.
+        self.part = ""
 
     def input(self, name: str, shape: tuple[int, ...]) -> str:
         """Declare an input of (batch, *shape)."""
@@ -109,9 +118,13 @@ class _Graph:
         self, op: str, *inputs: str, name: str = "", outputs: int = 1, **attributes: Any
     ) -> str:
         """Add a node; with several outputs, return the last one's name."""
-        last = name or f"{op.lower()}_{len(self._nodes)}"
+        last = name or f"{self.part}/{op.lower()}_{len(self._nodes)}"
         names = [*(f"{last}_{index}" for index in range(outputs - 1)), last]
-        self._nodes.append(helper.make_node(op, inputs, names, **attributes))
+        self._nodes.append(
+            helper.make_node(
+                op, inputs, names, name=f"{self.part}/{op.lower()}_{len(self._nodes)}", **attributes
+            )
+        )
         return last
 
     def constant(self, value: NDArray[np.generic]) -> str:
@@ -253,7 +266,9 @@ def _add_mbconv(graph: _Graph, block: MBConv, x: str) -> str:
 
 
 def _add_neck_head(graph: _Graph, block: NeckHead, pyramid: Sequence[str], top_k: int) -> None:
+    graph.part = "neck"
     levels = _add_neck(graph, block, pyramid)
+    graph.part = "head"
     sides = _add_tower(graph, block, levels, 4 * block.box_bins)
     classes = _add_tower(graph, block, levels, block.num_classes)
     class_logits = graph.node("Transpose", classes, perm=[0, 2, 1], name="class_logits")
@@ -261,6 +276,7 @@ def _add_neck_head(graph: _Graph, block: NeckHead, pyramid: Sequence[str], top_k
     sides = graph.node("Transpose", sides, perm=[0, 2, 1])
     shape = graph.integers(-1, anchors, 4, block.box_bins)
     side_logits = graph.node("Reshape", sides, shape, allowzero=1, name="side_logits")
+    graph.part = "decoding"
     boxes, scores = _add_decoding(graph, block, class_logits, side_logits, top_k)
     for name, rank in ((boxes, 3), (scores, 3), (class_logits, 3), (side_logits, 4)):
         graph.output(name, rank)

@@ -1,6 +1,5 @@
 """Which device this is: the record a latency table is tied to, and finding one by its name."""
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -14,6 +13,7 @@ from detofa.errors import UserError
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+_BOARD = Path("/proc/device-tree/model")  # names Jetsons and other boards
 # What inference kernels are chosen by, on x86 and Arm.
 _FLAGS = {"avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl"}
 _FLAGS |= {"avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"}
@@ -37,7 +37,7 @@ class Device:
     @property
     def slug(self) -> str:
         """Return the name as part of a file's name."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        return slug(self.name)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object that `from_json` reads back."""
@@ -60,6 +60,11 @@ class Device:
         return device
 
 
+def slug(text: str) -> str:
+    """Return a text as part of a file's name: lower case, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 def this_cpu() -> Device:
     """Return this machine's CPU, with what is readable of it."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -70,10 +75,12 @@ def this_cpu() -> Device:
         "flags": sorted(_FLAGS & flags),
         "cores": os.cpu_count(),
         "usable_cores": usable,
-        "governor": _governor(),
+        "governor": _first_line(_GOVERNOR),
         "system": f"{platform.system()} {platform.release()}",
     }
-    return Device(kind="cpu", name=_cpu_name(fields), details=details)
+    board = _first_line(_BOARD)  # Arm's names say little: one core is in many boards
+    name = ", ".join(part for part in (board, _cpu_name(fields)) if part)
+    return Device(kind="cpu", name=name, details=details)
 
 
 def devices_here() -> tuple[Device, ...]:
@@ -85,24 +92,31 @@ def find_device(name: str, devices: Sequence[Device] | None = None) -> Device:
     """Return the device that a user means by `name`.
 
     Args:
-        name: `cpu`, or whole words of the device's full name, in any case: `a100` means
-            `NVIDIA A100-SXM4-80GB`, `xeon` means `Intel(R) Xeon(R) Processor`.
+        name: `cpu`, `cuda` (the first GPU), `cuda:N`, or whole words of the device's full name, in
+            any case: `a100` means `NVIDIA A100-SXM4-80GB`, `xeon` means `Intel(R) Xeon(R)
+            Processor`.
         devices: Where to look; this machine's devices if not given.
 
     Raises:
         UserError: no device of that name is here, or several different ones are.
     """
     here = devices_here() if devices is None else devices
+    indexed = re.fullmatch(r"cuda(?::(\d+))?", name.strip().lower())
     if _words(name) == ["cpu"]:
         found = [device for device in here if device.kind == "cpu"]
+    elif indexed is not None:
+        gpus = [device for device in here if device.kind == "gpu"]
+        wanted = int(indexed[1] or 0)
+        found = [device for device in gpus if device.details.get("index") == wanted]
     else:
         found = [device for device in here if holds_words(device.name, name)]
     names = ", ".join(f"{device.name} ({device.kind})" for device in here)
     if not found:
         raise UserError(
             f"no device named {name!r} is on this machine; it has {names}. A table is only made "
-            "on the device itself: run `detofa profile` on the machine that has it and copy the "
-            "file from its latency_tables/ into this machine's latency_tables/"
+            "on the device itself: run `detofa profile` there and copy the file from its "
+            "latency_tables/ into this machine's latency_tables/; or, where no torch is, make a "
+            f"kit here with `detofa profile --device {name} --make-kit kit.zip` and run that"
         )
     if len({device.name for device in found}) > 1:
         several = ", ".join(device.name for device in found)
@@ -119,20 +133,6 @@ def holds_words(text: str, wanted: str) -> bool:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", text.lower())
-
-
-def runtime_version() -> str:
-    """Return the version of ONNX Runtime, whichever of its packages is installed.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    for package in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    raise UserError("ONNX Runtime is not installed; install it with: pip install 'detofa[onnx]'")
 
 
 def _cpu_info() -> dict[str, str]:
@@ -164,11 +164,12 @@ def _cpu_name(fields: Mapping[str, str]) -> str:
     return " ".join(part for part in [*parts, platform.machine()] if part) or "unknown CPU"
 
 
-def _governor() -> str | None:
+def _first_line(path: Path) -> str | None:
     try:
-        return _GOVERNOR.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return None
+    return text.strip("\0 \n") or None
 
 
 def _gpus() -> list[Device]:

@@ -1,8 +1,8 @@
-"""Fit what blocks cost inside whole detectors, starting from what they cost alone.
+"""Fit what blocks cost inside whole detectors, starting from what they are thought to cost.
 
-The cost of block j is its isolated time times 1 + effects: one shared by all blocks, ones shared
+The cost of block j is its prior cost times 1 + effects: one shared by all blocks, ones shared
 by blocks of the same place, kernel or width, and its own. Effects have Gaussian priors at zero, so
-a block that no measured detector holds keeps its isolated time times what it shares with others.
+a block that no measured detector holds keeps its prior cost times what it shares with others.
 The widths of the priors maximise the marginal likelihood of the measured detectors.
 """
 
@@ -18,6 +18,7 @@ from detofa.blocks import Block, MBConv, NeckHead
 Floats = NDArray[np.float64]
 
 _SMALLEST_FACTOR = 0.05  # costs stay positive
+_PARTS = 4  # that passes are divided into, to compare one with the others
 _START = {"common": 0.2, "shared": 0.1, "own": 0.05, "noise": 0.02}
 
 
@@ -40,7 +41,7 @@ class Fit:
 
 def fit_block_costs(
     blocks: Mapping[str, Block],
-    isolated_ms: Mapping[str, float],
+    prior_ms: Mapping[str, float],
     detectors: Sequence[Sequence[str]],
     measured_ms: Floats,
     *,
@@ -50,14 +51,14 @@ def fit_block_costs(
 
     Args:
         blocks: Every block of a space, by its key.
-        isolated_ms: The time of each block alone, by its key.
+        prior_ms: What each block is thought to cost, by its key; see `detofa.profiling.priors`.
         detectors: The keys of each measured detector's blocks.
         measured_ms: (N,) time of each.
         widths: As an earlier `Fit.widths`; found from the measurements if not given.
     """
-    prior = np.array([isolated_ms[key] for key in blocks])
+    prior = np.array([prior_ms[key] for key in blocks])
     counts = np.array([[keys.count(key) for key in blocks] for keys in map(list, detectors)])
-    shares = counts * prior / measured_ms[:, None]  # of measured times, at isolated costs
+    shares = counts * prior / measured_ms[:, None]  # of measured times, at prior costs
     target = 1 - shares.sum(axis=1)
     effects = [np.ones((len(blocks), 1)), _shared(blocks), np.eye(len(blocks))]
     covariances = [shares @ effect @ effect.T @ shares.T for effect in effects]
@@ -128,21 +129,27 @@ def prediction_errors(predicted_ms: Floats, measured_ms: Floats) -> dict[str, fl
     """Say how good predictions of (N,) detectors are, N at least 2.
 
     Returns:
-        `count`; relative errors `mape` (mean), `bias` (signed mean) and `worst`; the part of
-        detectors `within_5_percent`; and the rank correlation `kendall_tau`.
+        `count`; relative errors `mape` (mean), `bias` (signed mean) and `worst`; the parts of
+        detectors `within_5_percent` and `within_10_percent`; and the rank correlation
+        `kendall_tau`.
     """
     errors = predicted_ms / measured_ms - 1
-    rows, columns = np.triu_indices(len(errors), 1)
-    agree = np.sign(predicted_ms[rows] - predicted_ms[columns])
-    agree *= np.sign(measured_ms[rows] - measured_ms[columns])
     return {
         "count": len(errors),
         "mape": float(np.abs(errors).mean()),
         "bias": float(errors.mean()),
         "worst": float(np.abs(errors).max()),
         "within_5_percent": float((np.abs(errors) <= 0.05).mean()),
-        "kendall_tau": float(agree.mean()),
+        "within_10_percent": float((np.abs(errors) <= 0.10).mean()),
+        "kendall_tau": kendall_tau(predicted_ms, measured_ms),
     }
+
+
+def kendall_tau(first: Floats, second: Floats) -> float:
+    """Return the rank correlation of (N,) values, N at least 2; a tie agrees with nothing."""
+    rows, columns = np.triu_indices(len(first), 1)
+    agree = np.sign(first[rows] - first[columns]) * np.sign(second[rows] - second[columns])
+    return float(agree.mean())
 
 
 def interval_half_width(residuals: Floats, coverage: float = 0.95) -> float:
@@ -159,24 +166,24 @@ def interval_half_width(residuals: Floats, coverage: float = 0.95) -> float:
     return float(ordered[min(rank, len(ordered)) - 1])
 
 
-def noise_floor(samples_ms: Sequence[Floats], runs_per_visit: int) -> float | None:
-    """Return how far one pass is from the others: what no prediction can better.
+def noise_floor(samples_ms: Floats) -> float | None:
+    """Return how far a quarter of the passes is from the others: what no prediction can better.
 
     Args:
-        samples_ms: Per model (passes * runs_per_visit,) samples, as `measure_interleaved` gives.
-        runs_per_visit: Samples of each pass.
+        samples_ms: (models, passes, runs) milliseconds.
 
     Returns:
-        The mean relative error of the medians of one pass against those of all other passes,
-        the drift that all models share removed; None for a single pass.
+        The mean relative error of the medians over a quarter of the passes, one after another,
+        against those over all other passes, the drift that all models share removed; None for a
+        single pass.
     """
-    samples = np.stack(samples_ms).reshape(len(samples_ms), -1, runs_per_visit)
-    passes = samples.shape[1]
+    passes = samples_ms.shape[1]
     if passes < 2:
         return None
     errors = []
-    for index in range(passes):
-        others = np.delete(samples, index, axis=1).reshape(len(samples), -1)
-        ratios = np.median(samples[:, index], axis=1) / np.median(others, axis=1)
+    for part in np.array_split(np.arange(passes), min(_PARTS, passes)):
+        own = samples_ms[:, part].reshape(len(samples_ms), -1)
+        others = np.delete(samples_ms, part, axis=1).reshape(len(samples_ms), -1)
+        ratios = np.median(own, axis=1) / np.median(others, axis=1)
         errors.append(np.abs(ratios / np.median(ratios) - 1).mean())
     return float(np.mean(errors))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from detofa.errors import UserError
 from detofa.files import read_json, sha256_json, write_json
 from detofa.profiling.cost import AdditiveCost, all_blocks
-from detofa.profiling.device import Device, find_device, holds_words, this_cpu
+from detofa.profiling.device import Device, find_device, holds_words, slug, this_cpu
 from detofa.space import Genes, SearchSpace
 from detofa.timer import Clock
 
@@ -35,12 +35,20 @@ class LatencyTable:
         method: How it was timed: clock, passes, runs per visit, seconds.
         noise_floor: Relative error of one pass of measuring against the others; None if there
             was only one.
-        entries: Per block key, the block measured alone: p50_ms, p90_ms, p99_ms, count.
+        unstable: Names of models whose time stayed uncertain after they were measured again.
+        entries: Per model that the prior needs, such as a block alone: p50_ms, p90_ms, p99_ms,
+            count, and p50_error, the relative standard error of the median, where it is known.
         detectors: Whole detectors measured: role (fit or held-out), genes, and as `entries`.
+        prior_ms: Per block key, what it was thought to cost before the fit.
         block_ms: Per block key, the fitted cost inside a detector.
         model: What was fitted, and its settings.
+        shares: Of neck, head and decoding in what the three take together, from the runtime's own
+            profile; None where that was not looked at.
+        suppression_ms: What threshold, clipping and suppression take after the network, for
+            crowded images; None where it was not measured.
         held_out: Errors on detectors not used in the fit; see `fit.prediction_errors`.
         interval: Half-width, relative, of the interval that is promised with a prediction.
+        verification: What measuring fresh detectors said later; see `detofa.profiling.verify`.
         space: The search space, whole.
         date: When, ISO 8601 with time zone.
         detofa_version: Version that measured.
@@ -54,12 +62,17 @@ class LatencyTable:
     threads: int
     method: Mapping[str, Any]
     noise_floor: float | None
+    unstable: Sequence[str]
     entries: Mapping[str, Mapping[str, float]]
     detectors: Sequence[Mapping[str, Any]]
+    prior_ms: Mapping[str, float]
     block_ms: Mapping[str, float]
     model: Mapping[str, Any]
+    shares: Mapping[str, float] | None
+    suppression_ms: float | None
     held_out: Mapping[str, float]
     interval: float
+    verification: Mapping[str, Any] | None
     space: SearchSpace
     date: str
     detofa_version: str
@@ -77,6 +90,19 @@ class LatencyTable:
         predicted = self.cost(genes)
         return predicted / (1 + self.interval), predicted / (1 - min(self.interval, 0.9))
 
+    def columns(self, genes: Genes) -> dict[str, NDArray[np.float64]]:
+        """Return what each part of (N, num_genes) detectors takes: per part (N,) milliseconds.
+
+        All but `suppression`, which follows the network, add up to `predict`.
+        """
+        parts = self.cost.per_part(genes)
+        if self.shares is not None:
+            together = parts.pop("neck_head")
+            parts |= {name: together * share for name, share in self.shares.items()}
+        if self.suppression_ms is not None:
+            parts["suppression"] = np.full(len(genes), self.suppression_ms)
+        return parts
+
     @cached_property
     def cost(self) -> AdditiveCost:
         """Return the prediction as a cost, which also gives the part of stem, stages and head."""
@@ -91,12 +117,19 @@ class LatencyTable:
     @property
     def file_name(self) -> str:
         """Return the name under which the table is kept."""
-        return table_name(self.device, self.space, runtime=self.runtime, threads=self.threads)
+        return table_name(
+            self.device,
+            self.space,
+            runtime=self.runtime,
+            precision=self.precision,
+            threads=self.threads,
+            batch=self.batch,
+        )
 
     @property
     def sha256(self) -> str:
-        """Return the hash of the table's content, which its file holds too."""
-        return sha256_json(self._record())
+        """Return the hash of what was measured and fitted; a later verification changes nothing."""
+        return sha256_json(self._record() | {"verification": None})
 
     def save(self, folder: Path) -> Path:
         """Write the table into `folder`, over an earlier one of the same name; return its path.
@@ -105,7 +138,8 @@ class LatencyTable:
             UserError: the folder cannot be written.
         """
         path = folder / self.file_name
-        write_json(path, KIND, self._record() | {"sha256": self.sha256})
+        record = self._record()
+        write_json(path, KIND, record | {"sha256": sha256_json(record)})
         return path
 
     def check(
@@ -169,14 +203,21 @@ def load_table(
 
 
 def table_name(
-    device: Device, space: SearchSpace, *, runtime: str = "onnxruntime", threads: int = 1
+    device: Device,
+    space: SearchSpace,
+    *,
+    runtime: str = "onnxruntime-cpu",
+    precision: str = "fp32",
+    threads: int = 1,
+    batch: int = 1,
 ) -> str:
     """Return the file name of the table of a space on a device."""
-    return f"{device.slug}-{runtime}-t{threads}-{space.name}-{space.digest[:8]}.json"
+    how = f"{runtime}-{precision}-t{threads}-b{batch}"
+    return f"{device.slug}-{slug(how)}-{slug(space.name)}-{space.digest[:8]}.json"
 
 
 def find_table(
-    folder: Path, space: SearchSpace, *, device_name: str = "cpu", threads: int = 1
+    folder: Path, space: SearchSpace, *, device_name: str = "cpu", threads: int = 1, batch: int = 1
 ) -> tuple[Path, LatencyTable]:
     """Return the table of a space on the device that a user means, and where it is.
 
@@ -186,12 +227,13 @@ def find_table(
         device_name: `cpu` for this machine's, or whole words of the name of any device that a
             table in the folder was measured on.
         threads: Threads it was measured with.
+        batch: Images of one call.
 
     Raises:
         UserError: there is none, or several devices fit; says what makes one.
     """
     if device_name.strip().lower() == "cpu":
-        path = folder / table_name(this_cpu(), space, threads=threads)
+        path = folder / table_name(this_cpu(), space, threads=threads, batch=batch)
         if path.exists():
             return path, load_table(path, space=space, device=this_cpu())
         found = {}
@@ -205,16 +247,18 @@ def find_table(
     if len(names) > 1:
         raise UserError(f"{device_name!r} fits {', '.join(names)}; give more of the name")
     for path, table in found.items():
-        if table.space.digest == space.digest and table.threads == threads:
+        same = table.space.digest == space.digest and table.threads == threads
+        if same and table.batch == batch:
             return path, table
     device = names[0] if names else find_device(device_name).name
     others = "".join(
-        f"; there is one of {_describe(table.space)} with threads={table.threads}"
+        f"; there is one of {_describe(table.space)} with threads={table.threads}, "
+        f"batch={table.batch}"
         for table in found.values()
     )
     raise UserError(
-        f"no latency table of {_describe(space)} on {device} with threads={threads} in "
-        f"{folder}{others}; make it with {REMAKE} on that machine"
+        f"no latency table of {_describe(space)} on {device} with threads={threads}, "
+        f"batch={batch} in {folder}{others}; make it with {REMAKE} on that machine"
     )
 
 

@@ -1,27 +1,65 @@
-"""How long one inference of a session takes."""
+"""How long one inference takes: of an opened session, or of a file as latency tables measure."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from detofa import timer
+from detofa.runtime.measuring import Schedule, measure_models, median_error
+from detofa.runtime.runtimes import OnnxRuntimeCpu
 from detofa.runtime.session import Session
+
+_WALL: timer.Clock = "wall"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """The latency of one call of a session, on its two clocks.
+    """The latency of one call, on its two clocks.
 
     Attributes:
         batch: Images of one call.
         wall: By the clock on the wall: what a user waits.
         thread: Processor time of the calling thread, which a busy machine disturbs far less; None
-            where the session uses more than one thread, since it would count only one of them.
+            where more than one thread works, since it would count only one of them.
+        p50_error: Relative standard error of the median that a table would go by; None where it
+            is not known.
     """
 
     batch: int
     wall: timer.Timing
     thread: timer.Timing | None
+    p50_error: float | None = None
+
+
+def measure_file(path: Path, *, runs: int = 100, batch: int = 1, threads: int = 1) -> Latency:
+    """Measure an ONNX file as latency tables are: visits with warm-up, and several sessions.
+
+    Args:
+        path: The file.
+        runs: Calls timed, on each clock, rounded up to whole visits.
+        batch: Images of one call.
+        threads: Threads inside an operator.
+
+    Raises:
+        UserError: it is not a model that ONNX Runtime can open.
+    """
+    passes = -(-runs // Schedule().runs_per_visit)
+    schedule = Schedule(passes=passes, extra_passes=0)
+    runtime = OnnxRuntimeCpu(threads=threads, batch=batch)
+    timings: dict[timer.Clock, timer.Timing] = {}
+    errors: list[float] = []
+    for clock in dict.fromkeys((runtime.clock, _WALL)):
+        runtime.clock = clock
+        samples = measure_models({path.name: path.read_bytes}, runtime, schedule)
+        timings[clock] = timer.Timing.of(samples.of(path.name), clock)
+        errors.append(median_error(np.median(samples.whole([path.name])[0], axis=1)))
+    return Latency(
+        batch=batch,
+        wall=timings[_WALL],
+        thread=timings.get("thread"),
+        p50_error=errors[0] if passes > 1 else None,
+    )
 
 
 def measure_latency(

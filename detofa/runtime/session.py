@@ -1,15 +1,19 @@
 """Sessions: opened models that map images to candidate boxes; the one place that opens ONNX."""
 
 import contextlib
+import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
+
+if TYPE_CHECKING:  # a profiling kit runs this on older Pythons too
+    from typing import Self
 
 CPU = "CPUExecutionProvider"
 BOXES_NAME = "boxes_xyxy"
@@ -40,7 +44,7 @@ class Session(Protocol):
         """Free the model; running it afterwards is an error."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> "Self": ...
 
     def __exit__(
         self,
@@ -56,7 +60,7 @@ class Closing:
     def close(self) -> None:
         """Free what is held; nothing by default."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(
@@ -124,7 +128,14 @@ class OnnxSession(Closing):
         return self._session
 
 
-def open_onnx(model: Path | bytes, *, threads: int = 1, provider: str = CPU) -> Any:
+def open_onnx(
+    model: Path | bytes,
+    *,
+    threads: int = 1,
+    provider: str = CPU,
+    device_index: int = 0,
+    profile_prefix: Path | None = None,
+) -> Any:
     """Open any ONNX model in ONNX Runtime, with settings that make timings comparable.
 
     Operators run one after the other, each on `threads` threads.
@@ -133,6 +144,9 @@ def open_onnx(model: Path | bytes, *, threads: int = 1, provider: str = CPU) -> 
         model: A file, or the bytes of one.
         threads: Threads used inside an operator.
         provider: ONNX Runtime's name of what runs it, e.g. `CUDAExecutionProvider`.
+        device_index: Which GPU, for a provider that uses one.
+        profile_prefix: Begin of the name of the file that gets the time of each operator; see
+            `InferenceSession.end_profiling`.
 
     Returns:
         An `onnxruntime.InferenceSession`.
@@ -158,9 +172,13 @@ def open_onnx(model: Path | bytes, *, threads: int = 1, provider: str = CPU) -> 
     options.inter_op_num_threads = 1
     options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3  # errors: warnings would go straight to the terminal
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
     source = str(model) if isinstance(model, Path) else model
     with _as_user_error(name):
-        session = runtime.InferenceSession(source, options, providers=[provider])
+        chosen = provider if provider == CPU else (provider, {"device_id": str(device_index)})
+        session = runtime.InferenceSession(source, options, providers=[chosen])
     used = session.get_providers()
     if used[0] != provider:
         raise UserError(
@@ -168,6 +186,20 @@ def open_onnx(model: Path | bytes, *, threads: int = 1, provider: str = CPU) -> 
             "check its driver and libraries with `detofa doctor`"
         )
     return session
+
+
+def runtime_version() -> str:
+    """Return the version of ONNX Runtime, whichever of its packages is installed.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    for package in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    raise UserError("ONNX Runtime is not installed; install it with: pip install 'detofa[onnx]'")
 
 
 @contextlib.contextmanager

@@ -92,13 +92,14 @@ def test_many_archs_are_costed_at_once() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_macs_and_parameters_equal_those_of_the_torch_detector(name: str) -> None:
+@pytest.mark.parametrize("count", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_macs_and_parameters_equal_those_of_the_torch_detector(name: str, count: int) -> None:
     torch = pytest.importorskip("torch")
     analysis = pytest.importorskip("fvcore.nn")
     from detofa.supernet.detector import StaticDetector
 
     space = preset(name, num_classes=3, image_sizes=[(96, 128), (160, 96)])
-    drawn = space.sample(np.random.default_rng(0), 2)
+    drawn = space.sample(np.random.default_rng(count), count)
     for arch in [space.smallest, space.largest, *(space.arch(row) for row in drawn)]:
         detector = StaticDetector(space, arch).eval()
         counter = analysis.FlopCountAnalysis(detector, torch.zeros(1, 3, *arch.image_size))

@@ -60,6 +60,19 @@ def test_a_name_that_fits_several_devices_is_refused() -> None:
     assert find_device("h100", pair).name == "NVIDIA H100 80GB HBM3"
 
 
+def test_a_gpu_is_found_by_its_number() -> None:
+    gpus = tuple(
+        Device(kind="gpu", name=f"NVIDIA {name}", details={"index": index})
+        for index, name in enumerate(("L4", "H100 80GB HBM3"))
+    )
+    here = (SERVER[0], *gpus)
+    assert find_device("cuda", here) == find_device("CUDA:0", here) == gpus[0]
+    assert find_device("cuda:1", here) == gpus[1]
+    for name, devices in (("cuda:2", here), ("cuda", here[:1])):
+        with pytest.raises(UserError, match="no device named"):
+            find_device(name, devices)
+
+
 def test_a_device_survives_json() -> None:
     cpu = this_cpu()
     assert Device.from_json(json.loads(json.dumps(cpu.to_json()))) == cpu

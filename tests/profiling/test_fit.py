@@ -101,9 +101,14 @@ def test_noise_floor_sees_noise_but_not_drift() -> None:
     levels = np.arange(1.0, 31.0)[:, None, None]
     drift = np.array([1.0, 1.1, 0.9, 1.2])[None, :, None]
     still = levels * drift * np.ones((30, 4, 2))
-    assert noise_floor([row.ravel() for row in still], 2) == pytest.approx(0, abs=1e-12)
+    assert noise_floor(still) == pytest.approx(0, abs=1e-12)
     noisy = still * np.exp(rng.normal(0, 0.05, still.shape[:2]))[..., None]
-    floor = noise_floor([row.ravel() for row in noisy], 2)
+    floor = noise_floor(noisy)
     assert floor is not None
     assert 0.03 < floor < 0.06
-    assert noise_floor([np.ones(2)], 2) is None
+    assert noise_floor(np.ones((1, 1, 2))) is None
+    longer = np.repeat(still, 10, axis=1)  # a quarter of 40 passes averages noise that one has
+    noisy = longer * np.exp(rng.normal(0, 0.05, longer.shape[:2]))[..., None]
+    averaged = noise_floor(noisy)
+    assert averaged is not None
+    assert averaged < 0.6 * floor

@@ -26,21 +26,26 @@ def _table(**changes: Any) -> LatencyTable:
     costs = {key: block_macs(block) / 1e6 for key, block in all_blocks(SPACE).items()}
     table = LatencyTable(
         device=this_cpu(),
-        runtime="onnxruntime",
+        runtime="onnxruntime-cpu",
         runtime_version="1.0",
         precision="fp32",
         batch=1,
         threads=1,
         method={"clock": "thread", "passes": 3},
         noise_floor=0.01,
+        unstable=[],
         entries={
             key: {"p50_ms": ms, "p90_ms": ms, "p99_ms": ms, "count": 3} for key, ms in costs.items()
         },
         detectors=[],
+        prior_ms=costs,
         block_ms=costs,
         model={"kind": "sum"},
+        shares=None,
+        suppression_ms=None,
         held_out={"mape": 0.01},
         interval=0.25,
+        verification=None,
         space=SPACE,
         date="2026-01-01T00:00:00+00:00",
         detofa_version="0",
@@ -56,6 +61,16 @@ def test_a_table_predicts_the_sum_of_its_block_costs() -> None:
     predicted = _table().predict(genes)
     macs = [arch_macs(SPACE, SPACE.arch(row)) for row in genes]
     np.testing.assert_allclose(predicted, np.array(macs) / 1e6)
+
+
+def test_the_columns_add_up_to_the_prediction() -> None:
+    genes = SPACE.sample(np.random.default_rng(0), 5)
+    shares = {"neck": 0.3, "head": 0.5, "decoding": 0.2}
+    for table in (_table(), _table(shares=shares, suppression_ms=0.7)):
+        parts = table.columns(genes)
+        after = parts.pop("suppression", None)
+        assert (after is None) == (table.suppression_ms is None)
+        np.testing.assert_allclose(np.sum(list(parts.values()), axis=0), table.predict(genes))
 
 
 def test_interval_holds_every_latency_whose_relative_error_is_within_the_promise() -> None:

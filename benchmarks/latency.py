@@ -1,0 +1,127 @@
+"""The promises of a latency table, kept or not: verifications, and winners of many searches.
+
+    python -m benchmarks.latency --run RUN --work DIR --verifications 3
+    python -m benchmarks.latency --run RUN --work DIR --searches 50
+
+Needs a table of the run's space (`detofa profile`) in DIR/latency_tables. A verification measures
+fresh detectors (`detofa profile --verify`). The searches choose detectors for random budgets as
+`detofa search --latency` does; afterwards all winners are measured in passes of their own.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detofa.choose.chooser import Chooser
+from detofa.choose.records import Budget
+from detofa.profiling.again import AGAIN, measure_again
+from detofa.profiling.device import this_cpu
+from detofa.profiling.measure import detector_builders
+from detofa.profiling.table import LatencyTable, find_table
+from detofa.profiling.verify import SCHEDULE, verify_table
+from detofa.reachable import reachable_range
+from detofa.train.run import RunFolder
+
+_PASSES = 40  # of the independent measurement
+_MOST_TRIES = 3  # verifications for each that should be valid
+
+
+def verifications(table: LatencyTable, count: int) -> list[dict[str, Any]]:
+    """Verify a table until so many runs are valid, each with detectors of its own; print rows."""
+    columns = ["F", "MAPE", "over F", "within 5 %", "within 10 %", "tau", "tau of thirds", "worst"]
+    columns += ["in interval", "level shift", "isolated blocks", "line in MACs", "valid", "passed"]
+    columns += ["aim"]
+    print(f"| {' | '.join(columns)} |")
+    print("|" + " --- |" * len(columns))
+    found: list[dict[str, Any]] = []
+    for number in range(count * _MOST_TRIES):
+        schedule = dataclasses.replace(SCHEDULE, seed=number)
+        one = verify_table(table, schedule=schedule)
+        errors, floor = one.errors, one.noise_floor
+        thirds = "/".join("-" if tau is None else f"{tau:.2f}" for tau in one.tau_of_thirds)
+        naive = "-" if one.naive_mape is None else f"{one.naive_mape:.2%}"
+        cells = [f"{floor:.2%}", f"{errors['mape']:.2%}", f"{errors['mape'] / floor:.2f}"]
+        cells += [f"{errors['within_5_percent']:.1%}", f"{errors['within_10_percent']:.1%}"]
+        cells += [f"{errors['kendall_tau']:.3f}", thirds, f"{errors['worst']:.1%}"]
+        cells += [f"{one.coverage:.1%}", f"{one.slowdown - 1:+.1%}", naive]
+        cells += [f"{one.line_mape:.2%}", *(str(flag) for flag in (one.is_valid, one.passed))]
+        print(f"| {' | '.join(cells)} | {one.reaches_the_aim} |", flush=True)
+        found.append(one.to_json())
+        if sum(bool(record["valid"]) for record in found) == count:
+            break
+    return found
+
+
+def searches(run: RunFolder, table: LatencyTable, count: int, seed: int) -> list[dict[str, Any]]:
+    """Choose detectors for random budgets, measure them afresh, and print how they stand."""
+    rng = np.random.default_rng(seed)
+    chooser = Chooser(run, table=table, seed=seed)
+    reach = reachable_range(
+        chooser.space, lambda genes: table.predict_interval(genes)[1], rng, unit="ms"
+    )
+    budgets = rng.uniform(reach.low, reach.high, count)
+    rows: list[dict[str, Any]] = []
+    for number, limit in enumerate(budgets):
+        output = run.path / "subnets" / f"promise-{number}.json"
+        choice = chooser.choose(Budget(kind="latency", limit=float(limit)), output)
+        winner = choice.finalists[0]
+        genes = chooser.space.genes(winner.arch).tolist()
+        rows.append(
+            {"budget_ms": float(limit), "genes": genes, "predicted_ms": winner.predicted_ms}
+        )
+        rows[-1] |= {"high_ms": winner.high_ms, "measured_then_ms": winner.measured_ms}
+        print(f"{number + 1} of {count}", end="\r", flush=True)
+    winners = {str(i): np.array(row["genes"], np.int8) for i, row in enumerate(rows)}
+    schedule = dataclasses.replace(AGAIN, passes=_PASSES, visits_of_a_session=10, seed=seed + 1)
+    now = measure_again(table, detector_builders(chooser.space, winners), schedule=schedule)
+    for index, row in enumerate(rows):
+        row["measured_ms"] = now.p50_ms[str(index)]
+    used = np.array([row["measured_ms"] / row["budget_ms"] for row in rows])
+    print(f"{count} searches on {this_cpu().name}, budgets {reach.low:.2f} to {reach.high:.2f} ms:")
+    print(f"within the budget {(used <= 1).sum()}, worst {used.max() - 1:+.1%} over it")
+    print(f"measured over budget: median {np.median(used):.3f}, least {used.min():.3f}")
+    print("\n| budget, ms | predicted | upper edge | measured | of the budget |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
+    for row in sorted(rows, key=lambda row: float(row["budget_ms"])):
+        figures = (row["budget_ms"], row["predicted_ms"], row["high_ms"], row["measured_ms"])
+        share = row["measured_ms"] / row["budget_ms"]
+        print(f"| {' | '.join(f'{ms:.2f}' for ms in figures)} | {share:.1%} |")
+    return rows
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.latency",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", type=Path, required=True, help="folder of a trained run")
+    parser.add_argument("--work", type=Path, required=True, help="folder with latency_tables")
+    parser.add_argument("--verifications", type=int, default=0)
+    parser.add_argument("--searches", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    run = RunFolder(path=options.run)
+    space = Chooser(run).space
+    path, table = find_table(options.work / "latency_tables", space)
+    if options.verifications:
+        _write(
+            options.work / "verifications.json", path, verifications(table, options.verifications)
+        )
+    if options.searches:
+        rows = searches(run, table, options.searches, options.seed)
+        _write(options.work / "searches.json", path, rows)
+
+
+def _write(output: Path, table: Path, rows: list[dict[str, Any]]) -> None:
+    output.write_text(json.dumps({"table": table.name, "rows": rows}, indent=1))
+    print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""What a profiling kit does on the device: measure the models it brings, write one results file.
+
+A kit is a zip that Python runs as it is: `python3 kit.zip`. Beside this module it holds the few
+others that are imported here, none of which needs more than numpy and the runtime.
+"""
+
+import argparse
+import hashlib
+import importlib.resources
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detofa.errors import UserError
+from detofa.files import sha256_json, write_json
+from detofa.profiling.conditions import Conditions, runtime_named
+from detofa.profiling.device import Device, devices_here, holds_words, this_cpu
+from detofa.runtime.measuring import SampleLog, Schedule, measure_models
+from detofa.runtime.runtimes import OnnxRuntimeCpu
+
+DATA = "kit_data"
+"""Package inside a kit that holds its models and its record."""
+RECORD = "kit.json"
+RESULTS = "kit_results"
+"""Kind of the results file."""
+
+_AGAIN = "copy the kit to this device again"
+
+
+def main() -> None:
+    """Measure; see `python3 kit.zip --help`."""
+    parser = argparse.ArgumentParser(prog="python3 kit.zip", description=__doc__)
+    parser.add_argument(
+        "--output", type=Path, default=Path("kit-results.json"), help="default %(default)s"
+    )
+    parser.add_argument("--budget-seconds", type=float, help="time to measure in")
+    parser.add_argument("--passes", type=int, help="visits to each model, if time allows")
+    parser.add_argument(
+        "--any-device", action="store_true", help="measure even if this is another device"
+    )
+    options = parser.parse_args()
+    try:
+        _measure(_read_kit(), options)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from the last whole pass")
+
+
+def _measure(kit: Mapping[str, Any], options: argparse.Namespace) -> None:
+    record = dict(kit["schedule"])
+    if options.passes is not None:
+        record["passes"] = options.passes
+    schedule = Schedule(**record)
+    device = _this_device(
+        str(kit["device"]),
+        on_gpu=kit["runtime"] != OnnxRuntimeCpu.name,
+        any_device=options.any_device,
+    )
+    runtime = runtime_named(kit["runtime"], device, threads=kit["threads"], batch=kit["batch"])
+    conditions = Conditions.of(device, runtime, schedule)
+    about = conditions.same_measurement() | {"kit_sha256": kit["sha256"]}
+    path = options.output.with_suffix(f".{sha256_json(about)[:8]}.unfinished.jsonl")
+    log = SampleLog(kit["models"], schedule.runs_per_visit, path, about)
+    print(f"measuring {len(kit['models'])} models on {device.name}, {runtime.name}", flush=True)
+    if log.samples.passes:
+        print(f"{len(log.samples.passes)} passes are there already", flush=True)
+    samples = measure_models(
+        {name: _reader(entry) for name, entry in kit["models"].items()},
+        runtime,
+        schedule,
+        log,
+        deadline_seconds=options.budget_seconds,
+        on_progress=_Lines(time.monotonic()),
+    )
+    results = {
+        "conditions": conditions.to_json(),
+        "plan": kit["plan"],
+        "models": {name: entry["structure"] for name, entry in kit["models"].items()},
+        "detofa_version": kit["detofa_version"],
+        "passes": [{"seconds": one.seconds, "ms": dict(one.ms)} for one in samples.passes],
+    }
+    write_json(options.output, RESULTS, results | {"sha256": sha256_json(results)})
+    log.remove()
+    print(f"wrote {options.output}; next, where detofa is:")
+    print(f"detofa profile --from {options.output}")
+
+
+def _read_kit() -> dict[str, Any]:
+    try:
+        text = importlib.resources.files(DATA).joinpath(RECORD).read_text(encoding="utf-8")
+        kit: dict[str, Any] = json.loads(text)
+        sha256 = kit.pop("sha256")
+    except (AttributeError, KeyError, OSError, ValueError) as error:
+        raise UserError(f"{RECORD} of this kit is damaged ({error}); {_AGAIN}") from error
+    if sha256_json(kit) != sha256:
+        raise UserError(f"{RECORD} of this kit is damaged; {_AGAIN}")
+    return kit | {"sha256": sha256}
+
+
+def _reader(entry: Mapping[str, str]) -> Callable[[], bytes]:
+    """Return what reads a model, and refuses one that is not what was packed."""
+
+    def read() -> bytes:
+        try:
+            data = importlib.resources.files(DATA).joinpath(entry["file"]).read_bytes()
+        except OSError as error:
+            raise UserError(f"{entry['file']} of this kit is missing; {_AGAIN}") from error
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise UserError(f"{entry['file']} of this kit is damaged; {_AGAIN}")
+        return data
+
+    return read
+
+
+def _this_device(wanted: str, *, on_gpu: bool, any_device: bool) -> Device:
+    """Return this machine's processor or GPU, if it is the one that is meant.
+
+    On a Jetson the driver may not name its GPU; then it goes by the name of the board.
+    """
+    here = [device for device in devices_here() if (device.kind == "gpu") == on_gpu]
+    if on_gpu and not here:
+        here = [Device(kind="gpu", name=this_cpu().name, details={"index": 0})]
+    for device in here:
+        if any_device or wanted.strip().lower() == "cpu" or holds_words(device.name, wanted):
+            return device
+    raise UserError(
+        f"this kit is for {wanted!r}, but this machine is {', '.join(d.name for d in here)}; run "
+        "it on the device it is for, or say --any-device. The table is named after the device "
+        "measured in any case"
+    )
+
+
+class _Lines:
+    """Prints how far it is, with the time left, now and then."""
+
+    def __init__(self, begin: float) -> None:
+        self._begin, self._last = begin, 0.0
+
+    def __call__(self, doing: str, done: float) -> None:
+        now = time.monotonic()
+        if now - self._last < 10 or done <= 0:
+            return
+        left = (now - self._begin) * (1 - done) / done
+        print(f"{doing}: {done:.0%}, about {left / 60:.0f} min left", flush=True)
+        self._last = now
+
+
+def files_of_a_kit() -> Sequence[str]:
+    """Return the files of this package that a kit holds, as paths from its folder."""
+    return (
+        "__init__.py",
+        "errors.py",
+        "files.py",
+        "timer.py",
+        "profiling/__init__.py",
+        "profiling/conditions.py",
+        "profiling/device.py",
+        "profiling/on_device.py",
+        "runtime/__init__.py",
+        "runtime/cuda.py",
+        "runtime/measuring.py",
+        "runtime/runtimes.py",
+        "runtime/session.py",
+        "runtime/tensorrt_engine.py",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Priors: what blocks are thought to cost before whole detectors are looked at.
+
+A fit starts from a prior and corrects it. Which prior is best depends on the device: where blocks
+run one by one, measuring them alone or in chains tells most; where the runtime fuses across
+blocks, compute, bytes and launches do.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from detofa.blocks import Block, MBConv, NeckHead
+from detofa.errors import UserError
+from detofa.export.onnx_from_blocks import block_onnx
+from detofa.profiling.cost import convolutions
+
+Floats = NDArray[np.float64]
+Builder = Callable[[], bytes]
+PriorName = Literal["isolated", "chain", "compute"]
+
+TOP_K = 300  # candidate boxes, as in the export
+_SHORT, _LONG = 2, 4  # blocks of a chain
+_LEAST_SHARE = 0.2  # of a short chain's time for each block, that a difference cannot fall below
+
+
+class Prior(Protocol):
+    """What blocks are thought to cost."""
+
+    def models(self, blocks: Mapping[str, Block]) -> dict[str, Builder]:
+        """Return the models to time beside whole detectors, by name; names are not `fit N`."""
+        ...
+
+    def prices(
+        self,
+        blocks: Mapping[str, Block],
+        p50_ms: Mapping[str, float],
+        detectors: Sequence[Sequence[str]],
+        measured_ms: Floats,
+    ) -> dict[str, float]:
+        """Return the cost of every block, in milliseconds, above zero.
+
+        Args:
+            blocks: Every block of a space, by its key.
+            p50_ms: What `models` took, by name.
+            detectors: The keys of each measured detector's blocks.
+            measured_ms: (N,) time of each.
+        """
+        ...
+
+
+class Isolated:
+    """Every block measured alone, once-for-all's way (arXiv 1908.09791)."""
+
+    def models(self, blocks: Mapping[str, Block]) -> dict[str, Builder]:
+        """Return a model for each block; see `Prior.models`."""
+        return {key: _builder(block) for key, block in blocks.items()}
+
+    def prices(
+        self,
+        blocks: Mapping[str, Block],
+        p50_ms: Mapping[str, float],
+        detectors: Sequence[Sequence[str]],
+        measured_ms: Floats,
+    ) -> dict[str, float]:
+        """Return what was measured; see `Prior.prices`."""
+        return {key: p50_ms[key] for key in blocks}
+
+
+class Chain:
+    """A block's share of a longer chain of blocks: no call overhead, and fusion is in it.
+
+    Only blocks whose output can be their input form chains; the others are measured alone.
+    """
+
+    def models(self, blocks: Mapping[str, Block]) -> dict[str, Builder]:
+        """Return two chains or one model for each block; see `Prior.models`."""
+        found: dict[str, Builder] = {}
+        for key, block in blocks.items():
+            if isinstance(block, MBConv) and block.residual:
+                for length in (_SHORT, _LONG):
+                    found[_chain_name(key, length)] = _builder(block, repeats=length)
+            else:
+                found[key] = _builder(block)
+        return found
+
+    def prices(
+        self,
+        blocks: Mapping[str, Block],
+        p50_ms: Mapping[str, float],
+        detectors: Sequence[Sequence[str]],
+        measured_ms: Floats,
+    ) -> dict[str, float]:
+        """Return differences of chains, or what was measured; see `Prior.prices`."""
+        prices = {}
+        for key in blocks:
+            if key in p50_ms:
+                prices[key] = p50_ms[key]
+                continue
+            short, long = (p50_ms[_chain_name(key, length)] for length in (_SHORT, _LONG))
+            difference = (long - short) / (_LONG - _SHORT)
+            prices[key] = max(difference, _LEAST_SHARE * short / _SHORT)
+        return prices
+
+
+class Compute:
+    """Multiply-accumulates, bytes moved and kernels launched, each with a price of its own.
+
+    Nothing but whole detectors is measured; their times tell the three prices (non-negative least
+    squares of relative errors).
+    """
+
+    def models(self, blocks: Mapping[str, Block]) -> dict[str, Builder]:
+        """Return no models; see `Prior.models`."""
+        return {}
+
+    def prices(
+        self,
+        blocks: Mapping[str, Block],
+        p50_ms: Mapping[str, float],
+        detectors: Sequence[Sequence[str]],
+        measured_ms: Floats,
+    ) -> dict[str, float]:
+        """Return what compute, bytes and launches come to; see `Prior.prices`."""
+        features = {key: _work(block) for key, block in blocks.items()}
+        sums = np.array([np.sum([features[key] for key in keys], axis=0) for keys in detectors])
+        scale = sums.mean(axis=0)
+        weights, _ = nnls(sums / scale / measured_ms[:, None], np.ones(len(sums)))
+        return {key: float(work / scale @ weights) for key, work in features.items()}
+
+
+PRIORS: dict[PriorName, Prior] = {"isolated": Isolated(), "chain": Chain(), "compute": Compute()}
+
+
+def prior_name(text: str) -> PriorName:
+    """Return the name of a prior as such.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    for known in PRIORS:
+        if known == text:
+            return known
+    raise UserError(f"no prior is called {text!r}; there are {', '.join(PRIORS)}")
+
+
+def prior_of(name: str) -> Prior:
+    """Return the prior of a name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    return PRIORS[prior_name(name)]
+
+
+def _builder(block: Block, repeats: int = 1) -> Builder:
+    def build() -> bytes:
+        return block_onnx(block, top_k=TOP_K, rng=np.random.default_rng(0), repeats=repeats)
+
+    return build
+
+
+def _chain_name(key: str, length: int) -> str:
+    return f"{length} x {key}"
+
+
+def _work(block: Block) -> Floats:
+    """Return multiply-accumulates, values moved (inputs, outputs and weights), and kernels."""
+    convs = list(convolutions(block))
+    moved = sum(
+        (conv.in_channels + conv.out_channels) * conv.positions + conv.weights for conv in convs
+    )
+    kernels = len(convs)
+    if isinstance(block, NeckHead):  # the towers run once for each level of the pyramid
+        on_all = sum(height * width for height, width in block.level_sizes)
+        kernels += sum(conv.positions == on_all for conv in convs) * (len(block.level_sizes) - 1)
+    return np.array([sum(conv.macs for conv in convs), moved, kernels], np.float64)
