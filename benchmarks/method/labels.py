@@ -1,10 +1,15 @@
 """Cheap labels for a path filter: how well few images rank paths by AP on the test split.
 
     python -m benchmarks.method.labels --work DIR --run ofa-4
+    python -m benchmarks.method.labels --work DIR --run detofa-4 --fits
 
 Evaluates paths of a trained run once as well as the data allow (AP on the test split), and again
 on a few validation images with a few images to recalibrate by. Prints the in-bin Kendall tau
 between the cheap labels and the dear ones, and the processor time that a label takes.
+
+`--fits` takes the labels that a filtered run has, fits filters on AP and on the loss, and prints
+how well each orders AP in cross-validation, and how well the labels of one half of the images order
+AP on the other.
 """
 
 import argparse
@@ -20,14 +25,18 @@ from numpy.typing import NDArray
 from benchmarks.method.run import machine
 from detofa.data.dataset import Category, DetectionDataset, load_dataset
 from detofa.path_filter.agreement import Comparisons, draw_within_bins, estimate
+from detofa.path_filter.filter import PathFilter
+from detofa.path_filter.reliability import split_half_reliability
 from detofa.subnet import PostProcessing
 from detofa.supernet.detector import Supernet
 from detofa.train.checkpoint import load_supernet
 from detofa.train.evaluate import PathFigures, Recalibration, evaluate_paths
 from detofa.train.filtering import Budgets, draw_paths_to_label
+from detofa.train.path_evaluations import stored_evaluations
 from detofa.train.run import RunFolder
 
 Values = NDArray[np.float64]
+_FOLDS, _DIVISIONS = 5, 6  # of the cross-validation
 
 
 def figures_of(
@@ -49,6 +58,53 @@ def losses(figures: Sequence[PathFigures]) -> Values:
     return -np.array([np.mean([half.loss for half in pair or ()]) for pair in halves])
 
 
+def show_fits(run: RunFolder, seed: int) -> None:
+    """Print how well filters fitted on either label order AP that they did not see."""
+    record = load_supernet(run.supernet)[1]
+    space, budgets = record.space, Budgets.of(record.space, run.load_config().filter.bins)
+    stored = stored_evaluations(run.path_filter / "labels.json", space)
+    genes = stored.best_first()
+    figures = stored.of(list(genes), lambda share: None, halves=True)
+    costs = budgets.cost(genes)
+    bins, ap = budgets.bins.index(costs), np.array([path.ap for path in figures])
+    halves = {
+        name: np.array(
+            [[sign * getattr(half, name) for half in path.halves or ()] for path in figures]
+        ).T
+        for name, sign in (("ap", 1.0), ("loss", -1.0))
+    }
+    rng = np.random.default_rng(seed)
+    for name, values in halves.items():
+        found = split_half_reliability(values, halves["ap"], bins, rng)
+        labels = ap if name == "ap" else values.mean(axis=0)
+        agreed, made = 0.0, 0.0
+        for _ in range(_DIVISIONS):
+            fold = np.empty(len(genes), int)
+            for index in np.unique(bins):
+                places = rng.permutation(np.flatnonzero(bins == index))
+                fold[places] = np.arange(len(places)) % _FOLDS
+            for number in range(_FOLDS):
+                train, test = fold != number, fold == number
+                fitted = PathFilter.fit(
+                    space,
+                    genes[train],
+                    labels[train],
+                    costs[train],
+                    budgets.bins,
+                    seed=number,
+                    label=name,
+                    noise=found.noise,
+                )
+                scores = fitted.score_in_bin(genes[test], costs[test])
+                compared = Comparisons.of(scores, ap[test], bins[test])
+                agreed, made = agreed + compared.agreed.sum(), made + compared.made.sum()
+        print(
+            f"{run.path.name}: fitted on {name}, AP is ordered with in-bin tau {agreed / made:.2f};"
+            f" {name} of one half orders AP of the other with {found.tau_with_ap}, itself with "
+            f"{found.tau}"
+        )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -63,11 +119,15 @@ def main() -> None:
     parser.add_argument("--labels-per-bin", type=int, default=12)
     parser.add_argument("--bins", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="decides the paths")
+    parser.add_argument("--fits", action="store_true", help="compare fits on AP and on the loss")
     options = parser.parse_args()
     os.chdir(options.work)
     torch.set_num_threads(1)
 
     run = RunFolder(path=Path("runs") / options.run)
+    if options.fits:
+        show_fits(run, options.seed)
+        return
     supernet, record = load_supernet(run.supernet)
     config = run.load_config()
     categories = tuple(Category(id=key, name=name) for key, name in record.categories)
