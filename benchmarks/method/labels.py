@@ -15,7 +15,6 @@ AP on the other.
 import argparse
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +25,16 @@ from benchmarks.method.run import machine
 from detofa.data.dataset import Category, DetectionDataset, load_dataset
 from detofa.path_filter.agreement import Comparisons, draw_within_bins, estimate
 from detofa.path_filter.filter import PathFilter
+from detofa.path_filter.rank_quality import folds
 from detofa.path_filter.reliability import split_half_reliability
 from detofa.subnet import PostProcessing
 from detofa.supernet.detector import Supernet
 from detofa.train.checkpoint import load_supernet
 from detofa.train.evaluate import PathFigures, Recalibration, evaluate_paths
-from detofa.train.filtering import Budgets, draw_paths_to_label
+from detofa.train.filtering import Budgets, draw_paths_to_label, half_labels, labels_of
 from detofa.train.path_evaluations import stored_evaluations
 from detofa.train.run import RunFolder
 
-Values = NDArray[np.float64]
 _FOLDS, _DIVISIONS = 5, 6  # of the cross-validation
 
 
@@ -52,12 +51,6 @@ def figures_of(
     )
 
 
-def losses(figures: Sequence[PathFigures]) -> Values:
-    """Return the loss of each path, the less the better, as a figure that is better when larger."""
-    halves = [path.halves for path in figures]
-    return -np.array([np.mean([half.loss for half in pair or ()]) for pair in halves])
-
-
 def show_fits(run: RunFolder, seed: int) -> None:
     """Print how well filters fitted on either label order AP that they did not see."""
     record = load_supernet(run.supernet)[1]
@@ -66,38 +59,27 @@ def show_fits(run: RunFolder, seed: int) -> None:
     genes = stored.best_first()
     figures = stored.of(list(genes), lambda share: None, halves=True)
     costs = budgets.cost(genes)
-    bins, ap = budgets.bins.index(costs), np.array([path.ap for path in figures])
-    halves = {
-        name: np.array(
-            [[sign * getattr(half, name) for half in path.halves or ()] for path in figures]
-        ).T
-        for name, sign in (("ap", 1.0), ("loss", -1.0))
-    }
-    rng = np.random.default_rng(seed)
-    for name, values in halves.items():
-        found = split_half_reliability(values, halves["ap"], bins, rng)
-        labels = ap if name == "ap" else values.mean(axis=0)
+    bins, ap = budgets.bins.index(costs), labels_of(figures, "ap")
+    for name in ("ap", "loss"):
+        rng = np.random.default_rng(seed)  # the same divisions for both
+        labels, halves = labels_of(figures, name), half_labels(figures, name)
+        found = split_half_reliability(halves, half_labels(figures, "ap"), bins, rng)
         agreed, made = 0.0, 0.0
-        for _ in range(_DIVISIONS):
-            fold = np.empty(len(genes), int)
-            for index in np.unique(bins):
-                places = rng.permutation(np.flatnonzero(bins == index))
-                fold[places] = np.arange(len(places)) % _FOLDS
-            for number in range(_FOLDS):
-                train, test = fold != number, fold == number
-                fitted = PathFilter.fit(
-                    space,
-                    genes[train],
-                    labels[train],
-                    costs[train],
-                    budgets.bins,
-                    seed=number,
-                    label=name,
-                    noise=found.noise,
-                )
-                scores = fitted.score_in_bin(genes[test], costs[test])
-                compared = Comparisons.of(scores, ap[test], bins[test])
-                agreed, made = agreed + compared.agreed.sum(), made + compared.made.sum()
+        for test in folds(bins, _FOLDS, _DIVISIONS, rng):
+            train = np.setdiff1d(np.arange(len(genes)), test)
+            fitted = PathFilter.fit(
+                space,
+                genes[train],
+                labels[train],
+                costs[train],
+                budgets.bins,
+                seed=seed,
+                label=name,
+                noise=found.noise,
+            )
+            scores = fitted.score_in_bin(genes[test], costs[test])
+            compared = Comparisons.of(scores, ap[test], bins[test])
+            agreed, made = agreed + compared.agreed.sum(), made + compared.made.sum()
         print(
             f"{run.path.name}: fitted on {name}, AP is ordered with in-bin tau {agreed / made:.2f};"
             f" {name} of one half orders AP of the other with {found.tau_with_ap}, itself with "
@@ -145,7 +127,7 @@ def main() -> None:
         return Recalibration(dataset=train, preprocessing=record.preprocessing, count=count)
 
     dear = figures_of(supernet, genes, recalibration(max(options.recalibration)), test)
-    truth = np.array([path.ap for path in dear])
+    truth = labels_of(dear, "ap")
     spread = np.mean([truth[bins == index].std() for index in range(budgets.bins.count)])
 
     print(f"{len(genes)} paths of {options.run}, {options.bins} bins; {machine()}")
@@ -162,8 +144,8 @@ def main() -> None:
             part = dataclasses.replace(validation, images=chosen)
             cheap = figures_of(supernet, genes, fixed, part)
             taus = []
-            for labels in (np.array([path.ap for path in cheap]), losses(cheap)):
-                compared = Comparisons.of(labels, truth, bins)
+            for name in ("ap", "loss"):
+                compared = Comparisons.of(labels_of(cheap, name), truth, bins)
                 taus.append(str(estimate(compared.tau(), compared.resampled(draws))))
             seconds = np.mean([path.seconds for path in cheap])
             print(f"| {count} | {len(chosen)} | {taus[0]} | {taus[1]} | {seconds:.2f} |")

@@ -23,7 +23,7 @@ from detofa.path_filter.bins import Kind
 from detofa.predictor import RidgePredictor
 from detofa.profiling.again import AGAIN, measure_again
 from detofa.profiling.cost import macs_cost, num_params_cost
-from detofa.profiling.device import devices_here
+from detofa.profiling.device import device_here
 from detofa.profiling.measure import detector_builders
 from detofa.profiling.table import LatencyTable
 from detofa.reachable import quantity
@@ -355,7 +355,7 @@ class Chooser:
         predicted = table.predict(genes)
         low, high = table.predict_interval(genes)
         measured: Mapping[str, float] = {}
-        if table.device.name in {device.name for device in devices_here()}:
+        if device_here(table.device.name) is not None:
             self.on_progress("measure finalists", 0.0)
             builders = detector_builders(self.space, {str(i): row for i, row in enumerate(genes)})
             now = measure_again(

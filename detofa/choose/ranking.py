@@ -86,15 +86,16 @@ class Ranking:
     @property
     def kind(self) -> Kind | None:
         """Return the kind of budget that the run's path filter ranks by, if it has one."""
-        scorer = None if self.pruned is None else self.pruned.path_filter
-        return scorer.bins.kind if isinstance(scorer, PathFilter) else None
+        return None if self._filter is None else self._filter.bins.kind
 
     def path_filter(self, budget: Budget) -> PathFilter | None:
         """Return the path filter of the run, where its bins are of the budget's kind."""
+        return self._filter if self.kind == budget.kind else None
+
+    @property
+    def _filter(self) -> PathFilter | None:
         scorer = None if self.pruned is None else self.pruned.path_filter
-        if isinstance(scorer, PathFilter) and scorer.bins.kind == budget.kind:
-            return scorer
-        return None
+        return scorer if isinstance(scorer, PathFilter) else None
 
 
 def _pruned_space(

@@ -107,14 +107,13 @@ def _measure(
 ) -> None:
     from detofa.profiling.conditions import Conditions, runtime_named
     from detofa.profiling.measure import ProfilePlan, log_of, measure_table
-    from detofa.profiling.priors import prior_name
+    from detofa.profiling.priors import prior_name, usual_prior
     from detofa.runtime.measuring import Schedule
 
-    named = "onnxruntime-cpu" if device.kind == "cpu" else "onnxruntime-cuda"
-    runtime = runtime_named(runtime_name or named, device, threads=threads, batch=batch)
+    named = runtime_name or ("onnxruntime-cpu" if device.kind == "cpu" else "onnxruntime-cuda")
+    runtime = runtime_named(named, device, threads=threads, batch=batch)
     schedule = Schedule(seed=seed)
-    usual = "isolated" if device.kind == "cpu" else "compute"
-    plan = ProfilePlan.draw(space, prior=prior_name(prior or usual), seed=seed)
+    plan = ProfilePlan.draw(space, prior=prior_name(prior or usual_prior(named)), seed=seed)
     log = log_of(plan, Conditions.of(device, runtime, schedule), TABLES / "unfinished")
     if log.samples.passes:
         print(f"going on with {len(log.samples.passes)} passes of a profile that was stopped")
@@ -154,14 +153,13 @@ def _pack(
 ) -> None:
     from detofa.profiling.kit import make_kit
     from detofa.profiling.measure import ProfilePlan
-    from detofa.profiling.priors import prior_name
+    from detofa.profiling.priors import prior_name, usual_prior
     from detofa.runtime.measuring import Schedule
 
     named = runtime_name or "onnxruntime-cpu"
-    usual = "isolated" if named == "onnxruntime-cpu" else "compute"
     with shown_progress() as on_progress:
         count = make_kit(
-            ProfilePlan.draw(space, prior=prior_name(prior or usual), seed=seed),
+            ProfilePlan.draw(space, prior=prior_name(prior or usual_prior(named)), seed=seed),
             path,
             device=device,
             runtime=named,
@@ -170,8 +168,9 @@ def _pack(
             batch=batch,
             on_progress=on_progress,
         )
+    package = named.partition("-")[0]
     print(f"wrote {path}: {count} models, {path.stat().st_size / 1e6:.0f} MB")
-    print(f"next, on the device: `python3 {path.name}`; it needs Python, numpy and {named}")
+    print(f"next, on the device: `python3 {path.name}`; it needs Python, numpy and {package}")
     print("then here: `detofa profile --from kit-results.json`")
 
 

@@ -36,12 +36,15 @@ def build_engine(
         UserError: TensorRT or its GPU is missing, the ONNX file is missing, or TensorRT refuses
             it; gives every message of its parser.
     """
-    kept = timing_cache_path is not None and timing_cache_path.is_file()
+    timings = b""
+    if timing_cache_path is not None and timing_cache_path.is_file():
+        timings = timing_cache_path.read_bytes()
     engine = serialized_engine(
         onnx_path,
         batch_sizes=batch_sizes,
         workspace_bytes=workspace_bytes,
-        timings=timing_cache_path.read_bytes() if kept and timing_cache_path else b"",
+        timings=timings,
+        timings_name=str(timing_cache_path),
     )
     write_bytes(engine_path, engine.data)
     if timing_cache_path is not None:

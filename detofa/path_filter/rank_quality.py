@@ -152,7 +152,7 @@ def assess_rankers(
     rng = np.random.default_rng(seed)
     agreed = {name: np.zeros((len(labels), len(labels))) for name in RANKERS}
     made = np.zeros((len(labels), len(labels)))
-    for test in _folds(index, num_folds, repeats, rng):
+    for test in folds(index, num_folds, repeats, rng):
         train = np.setdiff1d(np.arange(len(labels)), test)
         fit_seed = int(rng.integers(2**31))
         fold = np.ix_(test, test)
@@ -236,7 +236,7 @@ def _num_folds(index: Indices, bins: BudgetBins) -> int:
     return min(_MOST_FOLDS, int(counts[fewest]) // 2)
 
 
-def _folds(
+def folds(
     index: Indices, num_folds: int, repeats: int, rng: np.random.Generator
 ) -> Iterator[_Rows]:
     """Yield the rows of each fold of each division; a fold has at least two of every bin."""

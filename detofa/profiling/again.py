@@ -7,7 +7,7 @@ import numpy as np
 
 from detofa.errors import UserError
 from detofa.profiling.conditions import runtime_named
-from detofa.profiling.device import devices_here
+from detofa.profiling.device import device_here, devices_here
 from detofa.profiling.measure import detector_builders
 from detofa.profiling.table import LatencyTable
 from detofa.runtime.measuring import Progress, Samples, Schedule, measure_models
@@ -88,12 +88,12 @@ def _anchors(table: LatencyTable, count: int) -> tuple[dict[str, Genes], dict[st
 
 def _runtime_of(table: LatencyTable) -> Runtime:
     """Return the runtime that a table was measured with, on this machine."""
-    here = {device.name: device for device in devices_here()}
-    device = here.get(table.device.name)
+    device = device_here(table.device.name)
     if device is None:
+        names = ", ".join(here.name for here in devices_here())
         raise UserError(
-            f"{table.file_name} is of {table.device.name}, and this machine has "
-            f"{', '.join(here)}; measure on that device"
+            f"{table.file_name} is of {table.device.name}, and this machine has {names}; measure "
+            "on that device"
         )
     return runtime_named(table.runtime, device, threads=table.threads, batch=table.batch)
 
@@ -103,7 +103,7 @@ def software_difference(table: LatencyTable) -> str | None:
 
     Of a device that is not here nothing is known, so nothing is said.
     """
-    if table.device.name not in {device.name for device in devices_here()}:
+    if device_here(table.device.name) is None:
         return None
     here = _runtime_of(table).version
     if here == table.runtime_version:

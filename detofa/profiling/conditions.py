@@ -6,9 +6,12 @@ from typing import Any, get_args
 from detofa.errors import UserError
 from detofa.profiling.device import Device
 from detofa.runtime.measuring import Schedule
-from detofa.runtime.runtimes import RUNTIMES, OnnxRuntimeCpu, OnnxRuntimeCuda, Runtime
+from detofa.runtime.runtimes import OnnxRuntimeCpu, OnnxRuntimeCuda, Runtime
 from detofa.runtime.tensorrt_engine import TensorRt
 from detofa.timer import Clock
+
+RUNTIMES = (OnnxRuntimeCpu.name, OnnxRuntimeCuda.name, TensorRt.name)
+"""Names of all runtimes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,11 @@ def devices_here() -> tuple[Device, ...]:
     return (this_cpu(), *_gpus())
 
 
+def device_here(name: str) -> Device | None:
+    """Return the device of this machine that has just this full name, or None."""
+    return next((device for device in devices_here() if device.name == name), None)
+
+
 def find_device(name: str, devices: Sequence[Device] | None = None) -> Device:
     """Return the device that a user means by `name`.
 

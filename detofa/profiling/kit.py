@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import onnx
 import detofa
 from detofa.errors import UserError
 from detofa.files import read_json, sha256_json, write_bytes
-from detofa.profiling.conditions import Conditions
+from detofa.profiling.conditions import RUNTIMES, Conditions
 from detofa.profiling.measure import ProfilePlan, table_of
-from detofa.profiling.on_device import DATA, RECORD, RESULTS, files_of_a_kit
+from detofa.profiling.on_device import DATA, FILES, RECORD, RESULTS
+from detofa.profiling.priors import Builder
 from detofa.profiling.table import LatencyTable
 from detofa.runtime.measuring import STANDARD, Pass, Progress, Samples, Schedule
-from detofa.runtime.runtimes import RUNTIMES, OnnxRuntimeCpu
+from detofa.runtime.runtimes import OnnxRuntimeCpu
 from detofa.space import SearchSpace
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file, so that equal kits are equal
@@ -101,7 +103,7 @@ def make_kit(
         record["sha256"] = sha256_json(record)
         add(f"{DATA}/{RECORD}", json.dumps(record, indent=1).encode())
         add(f"{DATA}/__init__.py", b"")
-        for name in files_of_a_kit():
+        for name in FILES:
             add(f"detofa/{name}", (package / name).read_bytes())
         add("__main__.py", b"from detofa.profiling.on_device import main\n\nmain()\n")
         readme = _README.format(
@@ -137,8 +139,8 @@ def table_from_kit(path: Path, *, space: SearchSpace | None = None) -> LatencyTa
     try:
         plan = ProfilePlan.from_json(record["plan"])
         conditions = Conditions.from_json(record["conditions"])
-        names, runs = list(plan.models()), conditions.schedule.runs_per_visit
-        passes = [Pass.from_json(one, names, runs) for one in record["passes"]]
+        builders, runs = plan.models(), conditions.schedule.runs_per_visit
+        passes = [Pass.from_json(one, builders, runs) for one in record["passes"]]
         models = dict(record["models"])
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(
@@ -150,8 +152,8 @@ def table_from_kit(path: Path, *, space: SearchSpace | None = None) -> LatencyTa
             f"{space.name} ({space.digest[:8]}) is wanted; make a kit for that with `detofa "
             "profile --make-kit`"
         )
-    _check_models(path, plan, models, str(record.get("detofa_version")))
-    samples = Samples(names=tuple(names), passes=passes)
+    _check_models(path, builders, models, str(record.get("detofa_version")))
+    samples = Samples(names=tuple(builders), passes=passes)
     if not samples.count:
         raise UserError(f"{path} holds no whole pass; make it again with {_REMAKE}")
     return table_of(plan, samples, conditions)
@@ -173,8 +175,10 @@ def structure_of(model: bytes) -> str:
     return sha256_json({"weights": weights, "nodes": nodes, "inputs": inputs})
 
 
-def _check_models(path: Path, plan: ProfilePlan, models: dict[str, Any], version: str) -> None:
-    built = {name: structure_of(build()) for name, build in plan.models().items()}
+def _check_models(
+    path: Path, builders: Mapping[str, Builder], models: Mapping[str, Any], version: str
+) -> None:
+    built = {name: structure_of(build()) for name, build in builders.items()}
     if built != models:
         differing = sum(built.get(name) != models.get(name) for name in {*built, *models})
         raise UserError(

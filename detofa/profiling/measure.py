@@ -24,7 +24,7 @@ from detofa.profiling.fit import (
     prediction_errors,
 )
 from detofa.profiling.parts import mean_shares, suppression_ms
-from detofa.profiling.priors import TOP_K, Builder, PriorName, prior_of
+from detofa.profiling.priors import TOP_K, Builder, Measured, PriorName, prior_of
 from detofa.profiling.table import LatencyTable
 from detofa.runtime.measuring import (
     STANDARD,
@@ -204,7 +204,8 @@ def log_of(plan: ProfilePlan, conditions: Conditions, folder: Path) -> SampleLog
 def table_of(plan: ProfilePlan, samples: Samples, conditions: Conditions) -> LatencyTable:
     """Fit a latency table to what a plan's models took."""
     names = samples.names
-    timings = {name: Timing.of(samples.of(name), conditions.clock) for name in names}
+    pooled = samples.pooled()
+    timings = {name: Timing.of(pooled[name], conditions.clock) for name in names}
     errors = samples.errors()
     blocks = all_blocks(plan.space)
     fitted, held_out = (
@@ -216,7 +217,12 @@ def table_of(plan: ProfilePlan, samples: Samples, conditions: Conditions) -> Lat
     ]
     measured = np.array([timings[name].p50_ms for name in fitted])
     prior_ms = prior_of(plan.prior).prices(
-        blocks, {name: timing.p50_ms for name, timing in timings.items()}, keys, measured
+        Measured(
+            blocks=blocks,
+            p50_ms={name: timing.p50_ms for name, timing in timings.items()},
+            detectors=keys,
+            detectors_ms=measured,
+        )
     )
     fit = fit_block_costs(blocks, prior_ms, keys, measured)
     held_out_ms = np.array([timings[name].p50_ms for name in held_out])

@@ -10,7 +10,8 @@ import importlib.resources
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,24 @@ DATA = "kit_data"
 RECORD = "kit.json"
 RESULTS = "kit_results"
 """Kind of the results file."""
+
+FILES = (
+    "__init__.py",
+    "errors.py",
+    "files.py",
+    "timer.py",
+    "profiling/__init__.py",
+    "profiling/conditions.py",
+    "profiling/device.py",
+    "profiling/on_device.py",
+    "runtime/__init__.py",
+    "runtime/cuda.py",
+    "runtime/measuring.py",
+    "runtime/runtimes.py",
+    "runtime/session.py",
+    "runtime/tensorrt_engine.py",
+)
+"""Files of this package that a kit holds, as paths from its folder."""
 
 _AGAIN = "copy the kit to this device again"
 
@@ -81,7 +100,7 @@ def _measure(kit: Mapping[str, Any], options: argparse.Namespace) -> None:
         "plan": kit["plan"],
         "models": {name: entry["structure"] for name, entry in kit["models"].items()},
         "detofa_version": kit["detofa_version"],
-        "passes": [{"seconds": one.seconds, "ms": dict(one.ms)} for one in samples.passes],
+        "passes": [asdict(one) for one in samples.passes],
     }
     write_json(options.output, RESULTS, results | {"sha256": sha256_json(results)})
     log.remove()
@@ -147,26 +166,6 @@ class _Lines:
         left = (now - self._begin) * (1 - done) / done
         print(f"{doing}: {done:.0%}, about {left / 60:.0f} min left", flush=True)
         self._last = now
-
-
-def files_of_a_kit() -> Sequence[str]:
-    """Return the files of this package that a kit holds, as paths from its folder."""
-    return (
-        "__init__.py",
-        "errors.py",
-        "files.py",
-        "timer.py",
-        "profiling/__init__.py",
-        "profiling/conditions.py",
-        "profiling/device.py",
-        "profiling/on_device.py",
-        "runtime/__init__.py",
-        "runtime/cuda.py",
-        "runtime/measuring.py",
-        "runtime/runtimes.py",
-        "runtime/session.py",
-        "runtime/tensorrt_engine.py",
-    )
 
 
 if __name__ == "__main__":

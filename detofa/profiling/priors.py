@@ -6,6 +6,7 @@ blocks, compute, bytes and launches do.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from detofa.blocks import Block, MBConv, NeckHead
 from detofa.errors import UserError
 from detofa.export.onnx_from_blocks import block_onnx
 from detofa.profiling.cost import convolutions
+from detofa.runtime.runtimes import OnnxRuntimeCpu
 
 Floats = NDArray[np.float64]
 Builder = Callable[[], bytes]
@@ -26,6 +28,23 @@ _SHORT, _LONG = 2, 4  # blocks of a chain
 _LEAST_SHARE = 0.2  # of a short chain's time for each block, that a difference cannot fall below
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+    """What a prior may go by.
+
+    Attributes:
+        blocks: Every block of a space, by its key.
+        p50_ms: What the prior's models took, by name.
+        detectors: The keys of each measured detector's blocks.
+        detectors_ms: (N,) time of each.
+    """
+
+    blocks: Mapping[str, Block]
+    p50_ms: Mapping[str, float]
+    detectors: Sequence[Sequence[str]]
+    detectors_ms: Floats
+
+
 class Prior(Protocol):
     """What blocks are thought to cost."""
 
@@ -33,21 +52,8 @@ class Prior(Protocol):
         """Return the models to time beside whole detectors, by name; names are not `fit N`."""
         ...
 
-    def prices(
-        self,
-        blocks: Mapping[str, Block],
-        p50_ms: Mapping[str, float],
-        detectors: Sequence[Sequence[str]],
-        measured_ms: Floats,
-    ) -> dict[str, float]:
-        """Return the cost of every block, in milliseconds, above zero.
-
-        Args:
-            blocks: Every block of a space, by its key.
-            p50_ms: What `models` took, by name.
-            detectors: The keys of each measured detector's blocks.
-            measured_ms: (N,) time of each.
-        """
+    def prices(self, found: Measured) -> dict[str, float]:
+        """Return the cost of every block, in milliseconds, above zero."""
         ...
 
 
@@ -58,15 +64,9 @@ class Isolated:
         """Return a model for each block; see `Prior.models`."""
         return {key: _builder(block) for key, block in blocks.items()}
 
-    def prices(
-        self,
-        blocks: Mapping[str, Block],
-        p50_ms: Mapping[str, float],
-        detectors: Sequence[Sequence[str]],
-        measured_ms: Floats,
-    ) -> dict[str, float]:
+    def prices(self, found: Measured) -> dict[str, float]:
         """Return what was measured; see `Prior.prices`."""
-        return {key: p50_ms[key] for key in blocks}
+        return {key: found.p50_ms[key] for key in found.blocks}
 
 
 class Chain:
@@ -86,16 +86,10 @@ class Chain:
                 found[key] = _builder(block)
         return found
 
-    def prices(
-        self,
-        blocks: Mapping[str, Block],
-        p50_ms: Mapping[str, float],
-        detectors: Sequence[Sequence[str]],
-        measured_ms: Floats,
-    ) -> dict[str, float]:
+    def prices(self, found: Measured) -> dict[str, float]:
         """Return differences of chains, or what was measured; see `Prior.prices`."""
-        prices = {}
-        for key in blocks:
+        prices, p50_ms = {}, found.p50_ms
+        for key in found.blocks:
             if key in p50_ms:
                 prices[key] = p50_ms[key]
                 continue
@@ -116,18 +110,14 @@ class Compute:
         """Return no models; see `Prior.models`."""
         return {}
 
-    def prices(
-        self,
-        blocks: Mapping[str, Block],
-        p50_ms: Mapping[str, float],
-        detectors: Sequence[Sequence[str]],
-        measured_ms: Floats,
-    ) -> dict[str, float]:
+    def prices(self, found: Measured) -> dict[str, float]:
         """Return what compute, bytes and launches come to; see `Prior.prices`."""
-        features = {key: _work(block) for key, block in blocks.items()}
-        sums = np.array([np.sum([features[key] for key in keys], axis=0) for keys in detectors])
+        features = {key: _work(block) for key, block in found.blocks.items()}
+        sums = np.array(
+            [np.sum([features[key] for key in keys], axis=0) for keys in found.detectors]
+        )
         scale = sums.mean(axis=0)
-        weights, _ = nnls(sums / scale / measured_ms[:, None], np.ones(len(sums)))
+        weights, _ = nnls(sums / scale / found.detectors_ms[:, None], np.ones(len(sums)))
         return {key: float(work / scale @ weights) for key, work in features.items()}
 
 
@@ -153,6 +143,11 @@ def prior_of(name: str) -> Prior:
         UserError: there is none of that name.
     """
     return PRIORS[prior_name(name)]
+
+
+def usual_prior(runtime: str) -> PriorName:
+    """Return the prior to start from on a runtime: blocks alone mean little on a GPU."""
+    return "isolated" if runtime == OnnxRuntimeCpu.name else "compute"
 
 
 def _builder(block: Block, repeats: int = 1) -> Builder:

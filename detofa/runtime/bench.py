@@ -46,11 +46,10 @@ def measure_file(path: Path, *, runs: int = 100, batch: int = 1, threads: int = 
     """
     passes = -(-runs // Schedule().runs_per_visit)
     schedule = Schedule(passes=passes, extra_passes=0)
-    runtime = OnnxRuntimeCpu(threads=threads, batch=batch)
     timings: dict[timer.Clock, timer.Timing] = {}
     errors: list[float] = []
-    for clock in dict.fromkeys((runtime.clock, _WALL)):
-        runtime.clock = clock
+    for clock in dict.fromkeys((OnnxRuntimeCpu(threads=threads).clock, _WALL)):
+        runtime = OnnxRuntimeCpu(threads=threads, batch=batch, clock=clock)
         samples = measure_models({path.name: path.read_bytes}, runtime, schedule)
         timings[clock] = timer.Timing.of(samples.of(path.name), clock)
         errors.append(median_error(np.median(samples.whole([path.name])[0], axis=1)))

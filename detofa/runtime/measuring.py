@@ -125,15 +125,27 @@ class Samples:
         return np.array([[ms[name] for ms in held] for name in names], np.float64)
 
     def of(self, name: str) -> Floats:
-        """Return all samples of a model: (N,), those of extra passes at the speed of the others."""
-        drifts = self._drifts()
-        usual = float(np.median(drifts[: self.count]))
-        parts = [
-            np.array(one.ms[name]) * (1.0 if index < self.count else usual / drifts[index])
-            for index, one in enumerate(self.passes)
-            if name in one.ms
-        ]
-        return np.concatenate(parts)
+        """Return all samples of one model; see `pooled`."""
+        return self.pooled()[name]
+
+    def pooled(self) -> dict[str, Floats]:
+        """Return all samples of each model: (N,), those of extra passes at the speed of the others.
+
+        Ask once for all models: how slow each pass was is told from all of them.
+        """
+        drifts, whole = self._drifts(), self.count
+        usual = float(np.median(drifts[:whole]))
+        factors = [1.0 if index < whole else usual / drift for index, drift in enumerate(drifts)]
+        return {
+            name: np.concatenate(
+                [
+                    factor * np.array(one.ms[name])
+                    for one, factor in zip(self.passes, factors, strict=True)
+                    if name in one.ms
+                ]
+            )
+            for name in self.names
+        }
 
     def errors(self) -> dict[str, float]:
         """Return the relative standard error of each model's median, of two passes or more.

@@ -63,15 +63,15 @@ class OnnxRuntimeCpu:
         threads: Threads inside an operator. With one, thread CPU time is read, which other work
             on the machine disturbs least; with more, wall time.
         batch: Images of one call.
+        clock: What is read instead.
     """
 
     name = "onnxruntime-cpu"
     precision = "fp32"
-    clock: Clock
 
-    def __init__(self, *, threads: int = 1, batch: int = 1) -> None:
+    def __init__(self, *, threads: int = 1, batch: int = 1, clock: Clock | None = None) -> None:
         self.threads, self.batch = threads, batch
-        self.clock = thread_clock() if threads == 1 else "wall"
+        self.clock: Clock = clock or (thread_clock() if threads == 1 else "wall")
         self.version = runtime_version()
 
     def open(self, model: bytes) -> Timed:
@@ -123,7 +123,3 @@ class OnnxRuntimeCuda:
             binding.synchronize_outputs()
 
         return lambda runs: sample(call, runs=runs, warm_up=0, clock=self.clock)
-
-
-RUNTIMES = (OnnxRuntimeCpu.name, OnnxRuntimeCuda.name, "tensorrt")
-"""Names of all runtimes."""

@@ -68,6 +68,7 @@ def serialized_engine(
     batch_sizes: BatchSizes,
     workspace_bytes: int = 1 << 30,
     timings: bytes = b"",
+    timings_name: str = "of an earlier build",
 ) -> Engine:
     """Build an engine for this machine's GPU, in the precision of the ONNX file.
 
@@ -76,6 +77,7 @@ def serialized_engine(
         batch_sizes: What the free batch size may be.
         workspace_bytes: Memory that a layer may use for its work.
         timings: The timing cache of an earlier build, so that builds are alike; empty for none.
+        timings_name: What messages call it.
 
     Raises:
         UserError: TensorRT or its GPU is missing, the ONNX file is missing, or TensorRT refuses
@@ -92,7 +94,7 @@ def serialized_engine(
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and not what fp32 says
     shapes = _add_profile(builder, network, config, batch_sizes)
-    cache = _set_timing_cache(config, timings)
+    cache = _set_timing_cache(config, timings, timings_name)
     engine = builder.build_serialized_network(network, config)
     checked(engine, f"build an engine from {onnx_path}; its log above says why")
     after = checked(cache.serialize(), "save timings")
@@ -170,12 +172,13 @@ def _add_profile(
     return shapes
 
 
-def _set_timing_cache(config: Any, timings: bytes) -> Any:
+def _set_timing_cache(config: Any, timings: bytes, name: str) -> Any:
     """Start from the timings of an earlier build, if there are any."""
     cache = config.create_timing_cache(timings)
     if cache is None or not config.set_timing_cache(cache, False):
         raise UserError(
-            "the timing cache is of another GPU or another TensorRT; remove it and build again"
+            f"the timing cache {name} is of another GPU or another TensorRT; remove it and build "
+            "again"
         )
     return cache
 

@@ -19,7 +19,7 @@ from detofa.supernet.sharing import WeightSharing
 
 State = dict[str, Tensor]
 LITE0 = "efficientnet-lite0"
-LITE0_SPACE = "lite0"
+_LITE0_SPACE = "lite0"
 _STEM_OF_WIDTH_1 = 16  # channels; width 1.2 has 24
 _NAMES_SHOWN = 8
 _WHOLE = (
@@ -84,7 +84,7 @@ def import_classifier(source: str) -> ClassifierSupernet:
 def _space_of(source: str, state: State) -> str:
     """Return the name of the space that published weights are of."""
     if source == LITE0:
-        return LITE0_SPACE
+        return _LITE0_SPACE
     stem = state.get("backbone.stem.conv.weight")
     if stem is None:
         raise UserError(f"{source} has no first convolution (first_conv.conv.weight); {_WHOLE}")

@@ -194,13 +194,13 @@ def _fit_on_one_thread(
     costs = budgets.cost(genes)
     index = budgets.bins.index(costs)
     rng = np.random.default_rng([seed, 3])
-    halves = {name: _half_labels(figures, name) for name in ("ap", "loss")}
+    halves = {name: half_labels(figures, name) for name in ("ap", "loss")}
     reliability = {
         name: split_half_reliability(labels, halves["ap"], index, rng)
         for name, labels in halves.items()
     }
     label = choose_label(reliability)
-    labels, noise = _labels(figures, label), reliability[label].noise
+    labels, noise = labels_of(figures, label), reliability[label].noise
     path_filter = PathFilter.fit(
         space, genes, labels, costs, budgets.bins, seed=seed, label=label, noise=noise
     )
@@ -227,15 +227,15 @@ def _fit_on_one_thread(
     return path_filter, report
 
 
-def _labels(figures: Sequence[PathFigures], label: str) -> Values:
-    """Return a label of each path, larger is better."""
+def labels_of(figures: Sequence[PathFigures], label: str) -> Values:
+    """Return a label, `ap` or `loss`, of each of N paths: (N,), larger is better."""
     if label == "ap":
         return np.array([path.ap for path in figures])
-    labels: Values = _half_labels(figures, label).mean(axis=0)
+    labels: Values = half_labels(figures, label).mean(axis=0)
     return labels
 
 
-def _half_labels(figures: Sequence[PathFigures], label: str) -> Values:
+def half_labels(figures: Sequence[PathFigures], label: str) -> Values:
     """Return a label of N paths on each half of the images: (2, N), larger is better."""
     sign = 1.0 if label == "ap" else -1.0
     rows = []

@@ -62,11 +62,17 @@ def train_by_method(
     return trainer.train(observer, should_stop, sandwich=sandwich)
 
 
+def _written_last(trainer: Trainer) -> Path:
+    """Return the path of what is there once the space has been looked at."""
+    by_chance = trainer.config.method == "random-pruned"
+    return trainer.run.pruned_space if by_chance else trainer.run.filter_report
+
+
 def _check_before(trainer: Trainer) -> None:
     """Refuse what would stop the run after its warm-up: a table, bins or labels that do not fit."""
     config = trainer.config
     budgets = budgets_of(trainer)
-    if config.method == "detofa":
+    if config.method == "detofa" and not _written_last(trainer).is_file():
         draw_paths_to_label(trainer.space, budgets, config.filter.labels_per_bin, config.seed)
 
 
@@ -84,11 +90,9 @@ def _pruned_space(
     """Return what is trained after the warm-up, made once a run; None for the whole space."""
     config, run, ranks = trainer.config, trainer.run, trainer.ranks
     budgets = budgets_of(trainer)
-    by_chance = config.method == "random-pruned"
-    done = run.pruned_space if by_chance else run.filter_report  # what is written last
-    if not ranks.first(done.is_file):
+    if not ranks.first(_written_last(trainer).is_file):
         begin = trainer.clock()
-        if by_chance:
+        if config.method == "random-pruned":
             ranks.first(lambda: _prune_by_chance(trainer, budgets))
         else:
             genes = draw_paths_to_label(
