@@ -77,7 +77,8 @@ def searches(run: RunFolder, table: LatencyTable, count: int, seed: int) -> list
         print(f"{number + 1} of {count}", end="\r", flush=True)
     winners = {str(i): np.array(row["genes"], np.int8) for i, row in enumerate(rows)}
     schedule = dataclasses.replace(AGAIN, passes=_PASSES, visits_of_a_session=10, seed=seed + 1)
-    now = measure_again(table, detector_builders(chooser.space, winners), schedule=schedule)
+    models = detector_builders(chooser.space, winners, table.runtime)
+    now = measure_again(table, models, schedule=schedule)
     for index, row in enumerate(rows):
         row["measured_ms"] = now.p50_ms[str(index)]
     used = np.array([row["measured_ms"] / row["budget_ms"] for row in rows])

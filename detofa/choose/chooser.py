@@ -357,7 +357,8 @@ class Chooser:
         measured: Mapping[str, float] = {}
         if device_here(table.device.name) is not None:
             self.on_progress("measure finalists", 0.0)
-            builders = detector_builders(self.space, {str(i): row for i, row in enumerate(genes)})
+            named = {str(index): row for index, row in enumerate(genes)}
+            builders = detector_builders(self.space, named, table.runtime)
             now = measure_again(
                 table, builders, schedule=dataclasses.replace(AGAIN, seed=self.seed)
             )

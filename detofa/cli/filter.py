@@ -63,6 +63,7 @@ def fit(
 
     from detofa.choose.chooser import Chooser
     from detofa.path_filter.filter import PathFilter
+    from detofa.profiling.table import Wanted
     from detofa.train.filtering import Budgets, evaluate_labels
 
     found = find_run(run)
@@ -79,7 +80,8 @@ def fit(
             ranks=ranks,
             device=own_device,
         )
-        table = locate_table(chooser.space, device, threads) if budget == "latency" else None
+        wanted = Wanted(device=device, threads=threads)
+        table = locate_table(chooser.space, wanted) if budget == "latency" else None
         budgets = Budgets.of(chooser.space, bins or plan.bins, table)
         genes, evaluations = _labels(
             chooser, found, budgets, labels_per_bin or plan.labels_per_bin, seed

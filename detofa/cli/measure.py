@@ -15,7 +15,8 @@ from detofa.errors import UserError
 
 if TYPE_CHECKING:
     from detofa.profiling.device import Device
-    from detofa.profiling.table import LatencyTable
+    from detofa.profiling.table import LatencyTable, Wanted
+    from detofa.runtime.runtimes import Runtime
     from detofa.space import SearchSpace
     from detofa.timer import Timing
 
@@ -38,8 +39,12 @@ def profile(
     runtime: Annotated[
         str | None,
         typer.Option(
-            help="onnxruntime-cpu; on a GPU onnxruntime-cuda or tensorrt.  [default: ONNX Runtime]"
+            help="onnxruntime-cpu; on a GPU onnxruntime-cuda, torch-cuda or tensorrt.  "
+            "[default: ONNX Runtime]"
         ),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32; with torch-cuda also fp16 and bf16.  [default: fp32]")
     ] = None,
     threads: Threads = 1,
     batch: Batch = 1,
@@ -74,7 +79,10 @@ def profile(
     """
     if sum([verify, make_kit is not None, from_results is not None]) > 1:
         raise typer.BadParameter("give one at most", param_hint="--verify, --make-kit, --from")
+    if make_kit is not None and precision not in (None, "fp32"):
+        raise typer.BadParameter("kits measure in fp32", param_hint="--precision")
 
+    from detofa.profiling.conditions import runtime_named
     from detofa.profiling.kit import table_from_kit
 
     if from_results is not None:
@@ -84,36 +92,41 @@ def profile(
         _finish(table_from_kit(from_results, space=wanted))
         return
     from detofa.profiling.device import find_device
+    from detofa.profiling.table import Wanted
 
     found = None if verify or make_kit is not None else find_device(device)
     chosen = _space(run, space, num_classes, image_size)
     if make_kit is not None:
         _pack(chosen, make_kit, device, runtime, prior, threads, batch, seed or 0)
     elif found is None:
-        _verify(locate_table(chosen, device, threads, batch), seed)
+        measured = Wanted(
+            device=device, runtime=runtime, precision=precision, threads=threads, batch=batch
+        )
+        _verify(locate_table(chosen, measured), seed)
     else:
-        _measure(chosen, found, runtime, prior, threads, batch, budget_seconds, seed or 0)
+        named = runtime or ("onnxruntime-cpu" if found.kind == "cpu" else "onnxruntime-cuda")
+        opened = runtime_named(
+            named, found, threads=threads, batch=batch, precision=precision or "fp32"
+        )
+        _measure(chosen, found, opened, prior, budget_seconds, seed or 0)
 
 
 def _measure(
     space: "SearchSpace",
     device: "Device",
-    runtime_name: str | None,
+    runtime: "Runtime",
     prior: str | None,
-    threads: int,
-    batch: int,
     budget_seconds: float | None,
     seed: int,
 ) -> None:
-    from detofa.profiling.conditions import Conditions, runtime_named
+    from detofa.profiling.conditions import Conditions
     from detofa.profiling.measure import ProfilePlan, log_of, measure_table
     from detofa.profiling.priors import prior_name, usual_prior
     from detofa.runtime.measuring import Schedule
 
-    named = runtime_name or ("onnxruntime-cpu" if device.kind == "cpu" else "onnxruntime-cuda")
-    runtime = runtime_named(named, device, threads=threads, batch=batch)
     schedule = Schedule(seed=seed)
-    plan = ProfilePlan.draw(space, prior=prior_name(prior or usual_prior(named)), seed=seed)
+    named = prior_name(prior or usual_prior(runtime.name))
+    plan = ProfilePlan.draw(space, prior=named, seed=seed)
     log = log_of(plan, Conditions.of(device, runtime, schedule), TABLES / "unfinished")
     if log.samples.passes:
         print(f"going on with {len(log.samples.passes)} passes of a profile that was stopped")
@@ -316,8 +329,8 @@ def table_folders() -> Iterator[Path]:
             yield folder
 
 
-def locate_table(space: "SearchSpace", device: str, threads: int, batch: int = 1) -> "LatencyTable":
-    """Return the latency table of a space on a device, from the first folder that has it.
+def locate_table(space: "SearchSpace", wanted: "Wanted") -> "LatencyTable":
+    """Return the latency table of a space that is wanted, from the first folder that has it.
 
     Raises:
         UserError: none has it; the message is about the user's own folder.
@@ -327,7 +340,7 @@ def locate_table(space: "SearchSpace", device: str, threads: int, batch: int = 1
     first: UserError | None = None
     for folder in [TABLES, *table_folders()]:
         try:
-            return find_table(folder, space, device_name=device, threads=threads, batch=batch)[1]
+            return find_table(folder, space, wanted)[1]
         except UserError as error:
             first = first or error
     assert first is not None

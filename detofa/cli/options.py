@@ -16,6 +16,14 @@ Run = Annotated[
     typer.Option("--run", help="A run's name or folder.  [default: the newest under runs/]"),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads that run the model.")]
+TableRuntime = Annotated[
+    str | None,
+    typer.Option("--runtime", help="What ran the models, where there are tables of several."),
+]
+TablePrecision = Annotated[
+    str | None,
+    typer.Option("--precision", help="Number format, where there are tables of several."),
+]
 Batch = Annotated[int, typer.Option(min=1, help="Images of one call.")]
 DataOfRun = Annotated[
     Path | None,

@@ -9,7 +9,16 @@ import typer
 
 from detofa.cli.display import average_precision, show_table, shown_progress
 from detofa.cli.measure import locate_table
-from detofa.cli.options import Batch, DataOfRun, Run, Seed, Threads, parsed
+from detofa.cli.options import (
+    Batch,
+    DataOfRun,
+    Run,
+    Seed,
+    TablePrecision,
+    TableRuntime,
+    Threads,
+    parsed,
+)
 from detofa.cli.runs import find_run
 from detofa.cli.training import torch_device
 from detofa.errors import UserError
@@ -18,7 +27,7 @@ from detofa.units import format_count, parse_count, parse_latency_ms, parse_rate
 if TYPE_CHECKING:
     from detofa.choose.chooser import Chooser
     from detofa.choose.records import Budget, Finalist
-    from detofa.profiling.table import LatencyTable
+    from detofa.profiling.table import LatencyTable, Wanted
     from detofa.subnet import Subnet
     from detofa.train.run import RunFolder
 
@@ -43,6 +52,8 @@ def search(
     device: Annotated[
         str, typer.Option(help="cpu, or words of the name of a device with a table.")
     ] = "cpu",
+    runtime: TableRuntime = None,
+    precision: TablePrecision = None,
     threads: Threads = 1,
     batch: Batch = 1,
     max_params: Annotated[str | None, typer.Option(help="Cap, such as 2M.")] = None,
@@ -82,10 +93,13 @@ def search(
 
     from detofa.choose.chooser import Chooser
     from detofa.choose.records import Budget
+    from detofa.profiling.table import Wanted
 
     found = find_run(run)
-    needed = limit is not None and macs is None
-    table = _table(found, device, threads, batch, needed=needed)
+    wanted = Wanted(
+        device=device, runtime=runtime, precision=precision, threads=threads, batch=batch
+    )
+    table = _table(found, wanted, needed=limit is not None and macs is None)
     if table is not None:
         _check_software(table, strict=strict)
     with shown_progress() as on_progress:
@@ -129,13 +143,11 @@ def _cap(text: str | None, option: str, what: str) -> float | None:
     return float(parsed(lambda typed: parse_count(typed, what), text, option))
 
 
-def _table(
-    run: "RunFolder", device: str, threads: int, batch: int, *, needed: bool
-) -> "LatencyTable | None":
+def _table(run: "RunFolder", wanted: "Wanted", *, needed: bool) -> "LatencyTable | None":
     from detofa.train.checkpoint import load_supernet
 
     try:
-        return locate_table(load_supernet(run.supernet)[1].space, device, threads, batch)
+        return locate_table(load_supernet(run.supernet)[1].space, wanted)
     except UserError as error:
         if needed:
             raise

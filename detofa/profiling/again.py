@@ -17,7 +17,7 @@ from detofa.space import Genes
 AGAIN = Schedule(passes=12, visits_of_a_session=4, extra_passes=0)
 """How detectors are visited when they are measured beside those of a table."""
 
-_ANCHORS = 6  # detectors of a table that tell how fast the machine is now
+_ANCHORS = 10  # detectors of a table that tell how fast the machine is now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,12 @@ def measure_again(
 ) -> Remeasured:
     """Time detectors on this machine so that they compare with a table made before.
 
-    A machine is faster at one time than at another, by the hour and by the second. Some detectors
-    of the table are timed in the same passes, and what they take now and took then says how fast
-    the machine is in each pass.
+    A machine is faster at one time than at another. Some detectors of the table are timed in the
+    same passes, and what they take now and took then says how fast the machine is now.
 
     Args:
         table: A table of this machine.
-        models: Per name, what makes the ONNX model.
+        models: Per name, what makes the model, in the form that the table's runtime takes.
         runtime: What runs them; as for the table if not given.
         anchors: Detectors of the table, even over its range.
         schedule: How they are visited.
@@ -63,17 +62,15 @@ def measure_again(
     """
     genes, then = _anchors(table, anchors)
     samples = measure_models(
-        {**detector_builders(table.space, genes), **models},
+        {**detector_builders(table.space, genes, table.runtime), **models},
         _runtime_of(table) if runtime is None else runtime,
         schedule,
         on_progress=on_progress,
     )
-    visits = dict(zip(samples.names, np.median(samples.whole(samples.names), axis=2), strict=True))
-    slowdowns = np.exp(np.mean([np.log(visits[name] / ms) for name, ms in then.items()], axis=0))
+    now = {name: float(np.median(ms)) for name, ms in samples.pooled().items()}
+    slowdown = float(np.exp(np.mean([np.log(now[name] / ms) for name, ms in then.items()])))
     return Remeasured(
-        p50_ms={name: float(np.median(visits[name] / slowdowns)) for name in models},
-        slowdown=float(np.median(slowdowns)),
-        samples=samples,
+        p50_ms={name: now[name] / slowdown for name in models}, slowdown=slowdown, samples=samples
     )
 
 
@@ -95,7 +92,13 @@ def _runtime_of(table: LatencyTable) -> Runtime:
             f"{table.file_name} is of {table.device.name}, and this machine has {names}; measure "
             "on that device"
         )
-    return runtime_named(table.runtime, device, threads=table.threads, batch=table.batch)
+    return runtime_named(
+        table.runtime,
+        device,
+        threads=table.threads,
+        batch=table.batch,
+        precision=table.precision,
+    )
 
 
 def software_difference(table: LatencyTable) -> str | None:

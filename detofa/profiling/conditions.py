@@ -1,16 +1,18 @@
 """What a measurement is made on and with; a profiling kit carries this module too."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
 from detofa.errors import UserError
 from detofa.profiling.device import Device
+from detofa.profiling.torch_cuda import FORMATS, TorchCuda
 from detofa.runtime.measuring import Schedule
 from detofa.runtime.runtimes import OnnxRuntimeCpu, OnnxRuntimeCuda, Runtime
 from detofa.runtime.tensorrt_engine import TensorRt
 from detofa.timer import Clock
 
-RUNTIMES = (OnnxRuntimeCpu.name, OnnxRuntimeCuda.name, TensorRt.name)
+RUNTIMES = (OnnxRuntimeCpu.name, OnnxRuntimeCuda.name, TorchCuda.name, TensorRt.name)
 """Names of all runtimes."""
 
 
@@ -26,6 +28,7 @@ class Conditions:
         batch: Images of one call.
         threads: Processor threads inside an operator.
         clock: What was read.
+        settings: What else bears on speed.
         schedule: How models were visited.
     """
 
@@ -36,6 +39,7 @@ class Conditions:
     batch: int
     threads: int
     clock: Clock
+    settings: Mapping[str, Any]
     schedule: Schedule
 
     def __post_init__(self) -> None:
@@ -46,12 +50,13 @@ class Conditions:
         """
         known = self.runtime in RUNTIMES and self.clock in get_args(Clock)
         counts = all(type(count) is int and count >= 1 for count in (self.batch, self.threads))
-        texts = isinstance(self.runtime_version, str) and self.precision == "fp32"
-        if not (known and counts and texts):
+        texts = isinstance(self.runtime_version, str) and self.precision in FORMATS
+        if not (known and counts and texts and isinstance(self.settings, Mapping)):
             raise UserError(
-                f"a measurement should be by one of {', '.join(RUNTIMES)} in fp32, with batch and "
-                f"threads of at least 1; this says {self.runtime!r}, {self.precision!r}, "
-                f"{self.clock!r}, batch {self.batch!r}, threads {self.threads!r}"
+                f"a measurement should be by one of {', '.join(RUNTIMES)} in one of "
+                f"{', '.join(FORMATS)}, with batch and threads of at least 1; this says "
+                f"{self.runtime!r}, {self.precision!r}, {self.clock!r}, batch {self.batch!r}, "
+                f"threads {self.threads!r}, settings {self.settings!r}"
             )
 
     @classmethod
@@ -65,12 +70,13 @@ class Conditions:
             batch=runtime.batch,
             threads=runtime.threads,
             clock=runtime.clock,
+            settings=runtime.settings,
             schedule=schedule,
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object that `from_json` reads back."""
-        return asdict(self) | {"device": self.device.to_json()}
+        return asdict(self) | {"device": self.device.to_json(), "settings": dict(self.settings)}
 
     @classmethod
     def from_json(cls, record: Any) -> "Conditions":
@@ -94,21 +100,34 @@ class Conditions:
         return record | {"device": self.device.name}
 
 
-def runtime_named(name: str, device: Device, *, threads: int = 1, batch: int = 1) -> Runtime:
+def runtime_named(
+    name: str, device: Device, *, threads: int = 1, batch: int = 1, precision: str = "fp32"
+) -> Runtime:
     """Return a runtime on a device of this machine.
 
     Raises:
-        UserError: there is none of that name, it does not run on that device, or it is not
-            installed.
+        UserError: there is none of that name, it does not run on that device or in that precision,
+            or it is not installed.
     """
-    fitting = (
-        [OnnxRuntimeCpu.name] if device.kind == "cpu" else [OnnxRuntimeCuda.name, TensorRt.name]
-    )
+    fitting = [
+        found for found in RUNTIMES if (found == OnnxRuntimeCpu.name) == (device.kind == "cpu")
+    ]
     if name not in fitting:
         raise UserError(f"{device.name} is measured with {' or '.join(fitting)}, not with {name!r}")
+    if name != TorchCuda.name and precision != "fp32":
+        raise UserError(
+            f"{name} is measured in fp32, not in {precision!r}; {TorchCuda.name} also computes in "
+            f"{', '.join(FORMATS)}"
+        )
     if name == OnnxRuntimeCpu.name:
         return OnnxRuntimeCpu(threads=threads, batch=batch)
+    if threads != 1:
+        raise UserError(f"{name} takes one thread of the processor, not {threads}; leave it out")
     index = int(device.details["index"])
-    if name == TensorRt.name:
-        return TensorRt(index=index, batch=batch)
-    return OnnxRuntimeCuda(index=index, batch=batch)
+    match name:
+        case TorchCuda.name:
+            return TorchCuda(index=index, batch=batch, precision=precision)
+        case TensorRt.name:
+            return TensorRt(index=index, batch=batch)
+        case _:
+            return OnnxRuntimeCuda(index=index, batch=batch)

@@ -1,10 +1,11 @@
 """Which device this is: the record a latency table is tied to, and finding one by its name."""
 
+import contextlib
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -177,35 +178,91 @@ def _first_line(path: Path) -> str | None:
     return text.strip("\0 \n") or None
 
 
+def gpu_state(device: Device) -> dict[str, Any]:
+    """Return how fast a GPU is clocked now, and why not faster; empty where NVML does not tell.
+
+    To be asked outside of what is timed.
+
+    Returns:
+        `sm_mhz` and `memory_mhz` with their `max_`, `throttle_reasons` (NVML's bits: 1 is idle, 4 a
+        power cap), `celsius`, `watts`.
+    """
+    if device.kind != "gpu":
+        return {}
+    with _nvml() as nvml:
+        if nvml is None:
+            return {}
+        handle = nvml.nvmlDeviceGetHandleByIndex(int(device.details.get("index", 0)))
+        told = {
+            "sm_mhz": _told(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
+            "max_sm_mhz": _told(nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM),
+            "memory_mhz": _told(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
+            "max_memory_mhz": _told(nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_MEM),
+            "throttle_reasons": _told(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle),
+            "celsius": _told(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+            "watts": _watts(_told(nvml.nvmlDeviceGetPowerUsage, handle)),
+        }
+        return {name: value for name, value in told.items() if value is not None}
+    return {}  # NVML failed, and the context manager has swallowed it
+
+
 def _gpus() -> list[Device]:
     """Return NVIDIA GPUs; none where the driver or nvidia-ml-py is absent."""
+    with _nvml() as nvml:
+        if nvml is not None:
+            count = nvml.nvmlDeviceGetCount()
+            return [_gpu(nvml, index) for index in range(count)]
+    return []
+
+
+def _gpu(nvml: Any, index: int) -> Device:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    mig = _told(nvml.nvmlDeviceGetMigMode, handle)
+    details = {
+        "index": index,
+        "compute_capability": f"{major}.{minor}",
+        "memory_bytes": int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        "driver": _text(nvml.nvmlSystemGetDriverVersion()),
+        "cuda": _told(nvml.nvmlSystemGetCudaDriverVersion),
+        "power_limit_watts": _watts(_told(nvml.nvmlDeviceGetEnforcedPowerLimit, handle)),
+        "mig": None if mig is None else bool(mig[0]),
+    }
+    return Device(kind="gpu", name=_text(nvml.nvmlDeviceGetName(handle)), details=details)
+
+
+@contextlib.contextmanager
+def _nvml() -> Iterator[Any]:
+    """Give NVML, or None where it or the driver is absent; what it refuses ends the block."""
     try:
         import pynvml
     except ImportError:
-        return []
+        yield None
+        return
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return []
+        yield None
+        return
     try:
-        driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        return [_gpu(pynvml, index, driver) for index in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError:
-        return []
+        with contextlib.suppress(pynvml.NVMLError):
+            yield pynvml
     finally:
         pynvml.nvmlShutdown()
 
 
-def _gpu(pynvml: Any, index: int, driver: str) -> Device:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-    details = {
-        "index": index,
-        "compute_capability": f"{major}.{minor}",
-        "memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-        "driver": driver,
-    }
-    return Device(kind="gpu", name=_text(pynvml.nvmlDeviceGetName(handle)), details=details)
+def _told(ask: Callable[..., Any], *about: Any) -> Any:
+    """Return what NVML says, or None where this GPU or driver does not tell."""
+    import pynvml
+
+    try:
+        return ask(*about)
+    except pynvml.NVMLError:
+        return None
+
+
+def _watts(milliwatts: int | None) -> float | None:
+    return None if milliwatts is None else milliwatts / 1000
 
 
 def _text(value: bytes | str) -> str:

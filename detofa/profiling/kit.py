@@ -19,6 +19,7 @@ from detofa.profiling.measure import ProfilePlan, table_of
 from detofa.profiling.on_device import DATA, FILES, RECORD, RESULTS
 from detofa.profiling.priors import Builder
 from detofa.profiling.table import LatencyTable
+from detofa.profiling.torch_cuda import TorchCuda
 from detofa.runtime.measuring import STANDARD, Pass, Progress, Samples, Schedule
 from detofa.runtime.runtimes import OnnxRuntimeCpu
 from detofa.space import SearchSpace
@@ -70,8 +71,9 @@ def make_kit(
     Raises:
         UserError: no such runtime, or the file cannot be written.
     """
-    if runtime not in RUNTIMES:
-        raise UserError(f"no runtime is called {runtime!r}; there are {', '.join(RUNTIMES)}")
+    fitting = [name for name in RUNTIMES if name != TorchCuda.name]  # kits hold ONNX models
+    if runtime not in fitting:
+        raise UserError(f"a kit measures with {' or '.join(fitting)}, not with {runtime!r}")
     package = Path(detofa.__file__).parent
     models = plan.models()
     data = io.BytesIO()
@@ -141,7 +143,7 @@ def table_from_kit(path: Path, *, space: SearchSpace | None = None) -> LatencyTa
         conditions = Conditions.from_json(record["conditions"])
         builders, runs = plan.models(), conditions.schedule.runs_per_visit
         passes = [Pass.from_json(one, builders, runs) for one in record["passes"]]
-        models = dict(record["models"])
+        models, state = dict(record["models"]), dict(record["state"])
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(
             f"{path} is not what a kit writes: {error}; make it again with {_REMAKE}"
@@ -156,7 +158,7 @@ def table_from_kit(path: Path, *, space: SearchSpace | None = None) -> LatencyTa
     samples = Samples(names=tuple(builders), passes=passes)
     if not samples.count:
         raise UserError(f"{path} holds no whole pass; make it again with {_REMAKE}")
-    return table_of(plan, samples, conditions)
+    return table_of(plan, samples, conditions, state)
 
 
 def structure_of(model: bytes) -> str:

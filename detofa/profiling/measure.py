@@ -16,7 +16,7 @@ from detofa.export.onnx_from_blocks import detector_onnx
 from detofa.files import sha256_json
 from detofa.profiling.conditions import Conditions
 from detofa.profiling.cost import AdditiveCost, all_blocks, macs_cost
-from detofa.profiling.device import Device, slug, this_cpu
+from detofa.profiling.device import Device, gpu_state, slug, this_cpu
 from detofa.profiling.fit import (
     fit_block_costs,
     interval_half_width,
@@ -26,6 +26,7 @@ from detofa.profiling.fit import (
 from detofa.profiling.parts import mean_shares, suppression_ms
 from detofa.profiling.priors import TOP_K, Builder, Measured, PriorName, prior_of
 from detofa.profiling.table import LatencyTable
+from detofa.profiling.torch_cuda import TorchCuda, detector_spec
 from detofa.runtime.measuring import (
     STANDARD,
     Progress,
@@ -80,7 +81,7 @@ class ProfilePlan:
         cls,
         space: SearchSpace,
         *,
-        num_fit: int = 48,
+        num_fit: int = 60,
         num_held_out: int = 20,
         prior: PriorName = "isolated",
         seed: int = 0,
@@ -101,10 +102,19 @@ class ProfilePlan:
         chosen = choose_detectors(space, num_fit, num_held_out, np.random.default_rng(seed))
         return cls(space=space, detectors=chosen, prior=prior)
 
-    def models(self) -> dict[str, Builder]:
-        """Return what makes each ONNX model that is timed, by its name."""
+    def models(self, runtime: str = OnnxRuntimeCpu.name) -> dict[str, Builder]:
+        """Return what makes each model that is timed, by its name, in the form a runtime takes.
+
+        Raises:
+            UserError: the prior needs ONNX models, and the runtime takes none.
+        """
         blocks = prior_of(self.prior).models(all_blocks(self.space))
-        return blocks | detector_builders(self.space, self.detectors)
+        if blocks and runtime == TorchCuda.name:
+            raise UserError(
+                f"{runtime} times whole detectors only, and the prior {self.prior!r} needs blocks; "
+                "use --prior compute"
+            )
+        return blocks | detector_builders(self.space, self.detectors, runtime)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object that `from_json` reads back."""
@@ -166,7 +176,8 @@ def measure_table(
     """
     begin = time.monotonic()
     runtime = OnnxRuntimeCpu() if runtime is None else runtime
-    models = plan.models()
+    models = plan.models(runtime.name)
+    device = this_cpu() if device is None else device
     left = None
     if budget_seconds is not None:
         left = budget_seconds - _SECONDS_TO_FIT - (time.monotonic() - begin)
@@ -174,8 +185,8 @@ def measure_table(
         models, runtime, schedule, log, deadline_seconds=left, on_progress=on_progress
     )
     on_progress("fitting", 1.0)
-    conditions = Conditions.of(this_cpu() if device is None else device, runtime, schedule)
-    table = table_of(plan, samples, conditions)
+    conditions = Conditions.of(device, runtime, schedule)
+    table = table_of(plan, samples, conditions, gpu_state(device))
     if not isinstance(runtime, OnnxRuntimeCpu):
         return table
     names = list(plan.detectors)
@@ -201,8 +212,17 @@ def log_of(plan: ProfilePlan, conditions: Conditions, folder: Path) -> SampleLog
     return SampleLog(plan.models(), conditions.schedule.runs_per_visit, path, about)
 
 
-def table_of(plan: ProfilePlan, samples: Samples, conditions: Conditions) -> LatencyTable:
-    """Fit a latency table to what a plan's models took."""
+def table_of(
+    plan: ProfilePlan, samples: Samples, conditions: Conditions, state: Mapping[str, Any]
+) -> LatencyTable:
+    """Fit a latency table to what a plan's models took.
+
+    Args:
+        plan: What was measured.
+        samples: What the models took.
+        conditions: What they ran on and with.
+        state: Of the device at the end; see `gpu_state`.
+    """
     names = samples.names
     pooled = samples.pooled()
     timings = {name: Timing.of(pooled[name], conditions.clock) for name in names}
@@ -242,7 +262,10 @@ def table_of(plan: ProfilePlan, samples: Samples, conditions: Conditions) -> Lat
             "passes": samples.count,
             "runs_per_visit": schedule.runs_per_visit,
             "order": "all models in turn, shuffled in every pass; first runs of a visit discarded",
+            "drift": "taken out of each visit by those just before and after it",
             "seed": schedule.seed,
+            "settings": dict(conditions.settings),
+            "state": dict(state),
             "seconds": round(sum(one.seconds for one in samples.passes), 1),
         },
         noise_floor=noise_floor(samples.whole(plan.detectors)),
@@ -323,13 +346,17 @@ def choose_detectors(
     return named | {f"held-out {number}": row for number, row in enumerate(held_out)}
 
 
-def detector_builders(space: SearchSpace, detectors: Mapping[str, Genes]) -> dict[str, Builder]:
-    """Return what makes the ONNX model of each detector, by its name.
+def detector_builders(
+    space: SearchSpace, detectors: Mapping[str, Genes], runtime: str = OnnxRuntimeCpu.name
+) -> dict[str, Builder]:
+    """Return what makes the model of each detector, by its name, in the form a runtime takes.
 
     The graphs are those that are exported; their weights are random, which time does not tell.
     """
 
     def builder(row: Genes) -> Builder:
+        if runtime == TorchCuda.name:
+            return lambda: detector_spec(space, row, top_k=TOP_K)
         chosen = space.blocks(space.arch(row))
         return lambda: detector_onnx(chosen, top_k=TOP_K, rng=np.random.default_rng(0))
 

@@ -18,7 +18,7 @@ from typing import Any
 from detofa.errors import UserError
 from detofa.files import sha256_json, write_json
 from detofa.profiling.conditions import Conditions, runtime_named
-from detofa.profiling.device import Device, devices_here, holds_words, this_cpu
+from detofa.profiling.device import Device, devices_here, gpu_state, holds_words, this_cpu
 from detofa.runtime.measuring import SampleLog, Schedule, measure_models
 from detofa.runtime.runtimes import OnnxRuntimeCpu
 
@@ -43,6 +43,7 @@ FILES = (
     "runtime/runtimes.py",
     "runtime/session.py",
     "runtime/tensorrt_engine.py",
+    "profiling/torch_cuda.py",
 )
 """Files of this package that a kit holds, as paths from its folder."""
 
@@ -97,6 +98,7 @@ def _measure(kit: Mapping[str, Any], options: argparse.Namespace) -> None:
     )
     results = {
         "conditions": conditions.to_json(),
+        "state": gpu_state(device),
         "plan": kit["plan"],
         "models": {name: entry["structure"] for name, entry in kit["models"].items()},
         "detofa_version": kit["detofa_version"],

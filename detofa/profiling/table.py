@@ -1,5 +1,6 @@
 """LatencyTable: what a search space costs on one device; predicts the latency of any arch."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -216,49 +217,91 @@ def table_name(
     return f"{device.slug}-{slug(how)}-{slug(space.name)}-{space.digest[:8]}.json"
 
 
-def find_table(
-    folder: Path, space: SearchSpace, *, device_name: str = "cpu", threads: int = 1, batch: int = 1
-) -> tuple[Path, LatencyTable]:
-    """Return the table of a space on the device that a user means, and where it is.
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which table a user means.
 
-    Args:
-        folder: Where tables are kept.
-        space: The search space.
-        device_name: `cpu` for this machine's, or whole words of the name of any device that a
-            table in the folder was measured on.
-        threads: Threads it was measured with.
+    Attributes:
+        device: `cpu` for this machine's, `cuda:N` for its GPUs, or whole words of the name of any
+            device that there is a table of.
+        runtime: What ran the models; any if not given.
+        precision: Number format; any if not given.
+        threads: Threads inside an operator.
         batch: Images of one call.
+    """
+
+    device: str = "cpu"
+    runtime: str | None = None
+    precision: str | None = None
+    threads: int = 1
+    batch: int = 1
+
+    def of_device(self, table: LatencyTable) -> bool:
+        """Return whether a table is of a device of that name."""
+        if re.fullmatch(r"cpu|cuda(:\d+)?", self.device.strip().lower()):
+            return table.device.name == find_device(self.device).name
+        return holds_words(table.device.name, self.device)
+
+    def measured_so(self, table: LatencyTable) -> bool:
+        """Return whether a table was measured as wanted."""
+        return (
+            self.runtime in (None, table.runtime)
+            and self.precision in (None, table.precision)
+            and (self.threads, self.batch) == (table.threads, table.batch)
+        )
+
+    def __str__(self) -> str:
+        """Return how it is to be measured, in words."""
+        named = [word for word in (self.runtime, self.precision) if word is not None]
+        return ", ".join([*named, f"threads={self.threads}", f"batch={self.batch}"])
+
+
+THIS_CPU = Wanted()
+"""The table of this machine's processor, one thread, one image."""
+
+
+def find_table(
+    folder: Path, space: SearchSpace, wanted: Wanted = THIS_CPU
+) -> tuple[Path, LatencyTable]:
+    """Return the table of a space that a user means, and where it is.
 
     Raises:
-        UserError: there is none, or several devices fit; says what makes one.
+        UserError: there is none, or several fit; says what makes one.
     """
-    if device_name.strip().lower() == "cpu":
-        path = folder / table_name(this_cpu(), space, threads=threads, batch=batch)
+    if wanted.device.strip().lower() == "cpu":  # a broken file is then told, and no other is read
+        path = folder / table_name(this_cpu(), space, threads=wanted.threads, batch=wanted.batch)
         if path.exists():
             return path, load_table(path, space=space, device=this_cpu())
-        found = {}
-    else:
-        found = {
-            path: table
-            for path, table in read_tables(folder)
-            if isinstance(table, LatencyTable) and holds_words(table.device.name, device_name)
-        }
+    found = {
+        path: table
+        for path, table in read_tables(folder)
+        if isinstance(table, LatencyTable) and wanted.of_device(table)
+    }
     names = sorted({table.device.name for table in found.values()})
     if len(names) > 1:
-        raise UserError(f"{device_name!r} fits {', '.join(names)}; give more of the name")
-    for path, table in found.items():
-        same = table.space.digest == space.digest and table.threads == threads
-        if same and table.batch == batch:
-            return path, table
-    device = names[0] if names else find_device(device_name).name
+        raise UserError(f"{wanted.device!r} fits {', '.join(names)}; give more of the name")
+    fitting = [
+        (path, table)
+        for path, table in found.items()
+        if table.space.digest == space.digest and wanted.measured_so(table)
+    ]
+    if len(fitting) > 1:
+        ways = ", ".join(f"{table.runtime} {table.precision}" for _, table in fitting)
+        raise UserError(
+            f"{names[0]} was measured in several ways: {ways}; choose with --runtime and "
+            "--precision"
+        )
+    if fitting:
+        return fitting[0]
+    device = names[0] if names else find_device(wanted.device).name
     others = "".join(
-        f"; there is one of {_describe(table.space)} with threads={table.threads}, "
-        f"batch={table.batch}"
+        f"; there is one of {_describe(table.space)} with {table.runtime}, {table.precision}, "
+        f"threads={table.threads}, batch={table.batch}"
         for table in found.values()
     )
     raise UserError(
-        f"no latency table of {_describe(space)} on {device} with threads={threads}, "
-        f"batch={batch} in {folder}{others}; make it with {REMAKE} on that machine"
+        f"no latency table of {_describe(space)} on {device} with {wanted} in {folder}{others}; "
+        f"make it with {REMAKE} on that machine"
     )
 
 

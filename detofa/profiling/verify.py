@@ -27,7 +27,6 @@ FEWEST_SAMPLES = 30
 SCHEDULE = Schedule(passes=40, visits_of_a_session=10, extra_passes=0)
 """Four times ten visits, each ten with sessions of their own: quarters of 30 samples."""
 
-_ANCHORS = 10
 _THIRDS = 3
 
 
@@ -142,9 +141,8 @@ def verify_table(
     fresh = fresh_detectors(table, count, schedule.seed)
     now = measure_again(
         table,
-        detector_builders(table.space, fresh),
+        detector_builders(table.space, fresh, table.runtime),
         runtime=runtime,
-        anchors=_ANCHORS,
         schedule=schedule,
         on_progress=on_progress,
     )

@@ -51,7 +51,7 @@ def measure_file(path: Path, *, runs: int = 100, batch: int = 1, threads: int = 
     for clock in dict.fromkeys((OnnxRuntimeCpu(threads=threads).clock, _WALL)):
         runtime = OnnxRuntimeCpu(threads=threads, batch=batch, clock=clock)
         samples = measure_models({path.name: path.read_bytes}, runtime, schedule)
-        timings[clock] = timer.Timing.of(samples.of(path.name), clock)
+        timings[clock] = timer.Timing.of(samples.pooled()[path.name], clock)
         errors.append(median_error(np.median(samples.whole([path.name])[0], axis=1)))
     return Latency(
         batch=batch,

@@ -6,7 +6,7 @@ Nothing here needs more than numpy and the runtime: the same code runs on a devi
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ UNSTABLE = 0.02
 """Relative standard error of a median above which a model is measured again, then flagged."""
 
 _COMPANIONS = 5  # steady models beside the unstable ones, that tell drift from unsteadiness
-_RUNS_TO_WARM = 3  # at each visit: the first ones are up to 20 % slower
-_KEPT_BYTES = 256 * 2**20  # of models whose sessions stay open between visits
+_RUNS_TO_WARM = 2  # at each visit: the first is 16 % slower, the second 8 %, the third 1 %
+_KEPT_BYTES = 192 * 2**20  # of models whose sessions stay open between visits
+_NEIGHBOURS = 5  # visits before, and as many after, that tell how slow the machine was
+_ROUNDS = 3  # of telling drift from what models take, and that from drift
 _LARGEST_SPREAD = 0.1  # of the runs of a visit on the wall's clock, before it is made again
 _TRIES = 4  # of such a visit
 _SLOWER = 1.1  # a pass may take so many times as long as the one before it
@@ -45,7 +47,7 @@ class Schedule:
         seed: Decides the order of visits, pass by pass.
     """
 
-    passes: int = 40
+    passes: int = 20
     runs_per_visit: int = 3
     visits_of_a_session: int = 10
     extra_passes: int = 8
@@ -73,7 +75,7 @@ class Pass:
 
     Attributes:
         seconds: What it took.
-        ms: Per name, (runs_per_visit,) milliseconds.
+        ms: Per name, (runs_per_visit,) milliseconds, in the order of the visits.
     """
 
     seconds: float
@@ -120,64 +122,73 @@ class Samples:
         return sum(len(one.ms) == len(self.names) for one in self.passes)
 
     def whole(self, names: Iterable[str]) -> Floats:
-        """Return what models took in the passes over all: (names, passes, runs)."""
-        held = [one.ms for one in self.passes if len(one.ms) == len(self.names)]
+        """Return (names, passes, runs) samples of the passes over all, drift taken out."""
+        held = [ms for ms in self.steadied() if len(ms) == len(self.names)]
         return np.array([[ms[name] for ms in held] for name in names], np.float64)
 
-    def of(self, name: str) -> Floats:
-        """Return all samples of one model; see `pooled`."""
-        return self.pooled()[name]
-
     def pooled(self) -> dict[str, Floats]:
-        """Return all samples of each model: (N,), those of extra passes at the speed of the others.
-
-        Ask once for all models: how slow each pass was is told from all of them.
-        """
-        drifts, whole = self._drifts(), self.count
-        usual = float(np.median(drifts[:whole]))
-        factors = [1.0 if index < whole else usual / drift for index, drift in enumerate(drifts)]
+        """Return all samples of each model: (N,), drift taken out."""
+        steadied = self.steadied()
         return {
-            name: np.concatenate(
-                [
-                    factor * np.array(one.ms[name])
-                    for one, factor in zip(self.passes, factors, strict=True)
-                    if name in one.ms
-                ]
-            )
-            for name in self.names
+            name: np.concatenate([ms[name] for ms in steadied if name in ms]) for name in self.names
         }
 
     def errors(self) -> dict[str, float]:
         """Return the relative standard error of each model's median, of two passes or more.
 
-        It is that of the medians of its visits, each over the drift that all models of its pass
-        share; see `median_error`.
+        It is that of the medians of its visits; see `median_error`.
         """
         if self.count < 2:
             return {}
-        drifts, errors = self._drifts(), {}
-        for name in self.names:
-            visits = np.array(
-                [
-                    np.median(one.ms[name]) / drift
-                    for one, drift in zip(self.passes, drifts, strict=True)
-                    if name in one.ms
-                ]
-            )
-            errors[name] = median_error(visits)
-        return errors
+        steadied = self.steadied()
+        return {
+            name: median_error(np.array([np.median(ms[name]) for ms in steadied if name in ms]))
+            for name in self.names
+        }
 
     def unstable(self) -> list[str]:
         """Return the models whose median is not known to within `UNSTABLE`."""
         return [name for name, error in self.errors().items() if error > UNSTABLE]
 
-    def _drifts(self) -> list[float]:
-        """Return how slow each pass was, over what its models take on the whole."""
-        level = dict(zip(self.names, np.median(self.whole(self.names), axis=(1, 2)), strict=True))
-        return [
-            float(np.median([np.median(ms) / level[name] for name, ms in one.ms.items()]))
-            for one in self.passes
+    def steadied(self) -> list[dict[str, Floats]]:
+        """Return what models took in each pass at the machine's usual speed: (runs,) by name.
+
+        How slow the machine is at a visit is told by the visits just before and after it: what
+        their models took there, over what they take on the whole.
+        """
+        visits = [
+            {name: float(np.median(ms)) for name, ms in one.ms.items()} for one in self.passes
         ]
+        drifts = [dict.fromkeys(one, 1.0) for one in visits]
+        for _ in range(_ROUNDS):
+            levels = self._levels(visits, drifts)
+            drifts = [_drift(one, levels) for one in visits]
+        usual = float(np.median([drift for one in drifts[: self.count] for drift in one.values()]))
+        return [
+            {name: np.array(ms) * (usual / drift[name]) for name, ms in one.ms.items()}
+            for one, drift in zip(self.passes, drifts, strict=True)
+        ]
+
+    def _levels(
+        self, visits: Sequence[Mapping[str, float]], drifts: Sequence[Mapping[str, float]]
+    ) -> dict[str, float]:
+        """Return what models take on the whole, given how slow the machine was at each visit."""
+        both = list(zip(visits, drifts, strict=True))
+        return {
+            name: float(np.median([ms[name] / drift[name] for ms, drift in both if name in ms]))
+            for name in self.names
+        }
+
+
+def _drift(visits: Mapping[str, float], levels: Mapping[str, float]) -> dict[str, float]:
+    """Return how slow the machine was at each visit of a pass, by its neighbours in time."""
+    slow = np.array([ms / levels[name] for name, ms in visits.items()])
+    if len(slow) == 1:
+        return dict.fromkeys(visits, 1.0)
+    padded = np.pad(slow, _NEIGHBOURS, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * _NEIGHBOURS + 1).copy()
+    windows[:, _NEIGHBOURS] = np.nan  # a visit does not speak for itself
+    return dict(zip(visits, np.nanmedian(windows, axis=1).tolist(), strict=True))
 
 
 def median_error(values: Floats) -> float:
@@ -298,7 +309,7 @@ def measure_models(
     measured again. Models whose median is uncertain are visited some more at the end.
 
     Args:
-        models: Per name, what makes the ONNX model.
+        models: Per name, what makes the model.
         runtime: What runs them.
         schedule: How they are visited.
         log: Keeps each pass when it is made.

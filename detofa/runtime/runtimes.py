@@ -1,8 +1,8 @@
 """Runtimes: what opens a model to be timed, and how its time is read; one small interface."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from detofa.timer import Clock, sample, thread_clock
 
 Timed = Callable[[int], NDArray[np.float64]]
 """Times so many runs of an opened model, one after another: (runs,) milliseconds."""
+
+FLUSHED_BYTES = 256 * 2**20
+"""Written on a GPU between runs: more than any GPU's cache holds."""
 
 
 class Runtime(Protocol):
@@ -47,8 +50,16 @@ class Runtime(Protocol):
         """Return what its time is read from."""
         ...
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Return what else bears on speed, to be kept with the figures."""
+        ...
+
     def open(self, model: bytes) -> Timed:
-        """Open an ONNX model; return a function that times so many runs of it on noise.
+        """Open a model; return a function that times so many runs of it on noise.
+
+        Args:
+            model: An ONNX model; for `torch-cuda`, a `detector_spec`.
 
         Raises:
             UserError: it cannot be run, or something else than this runtime would run it.
@@ -73,6 +84,7 @@ class OnnxRuntimeCpu:
         self.threads, self.batch = threads, batch
         self.clock: Clock = clock or (thread_clock() if threads == 1 else "wall")
         self.version = runtime_version()
+        self.settings: Mapping[str, Any] = {}
 
     def open(self, model: bytes) -> Timed:
         """Open a model; see `Runtime.open`."""
@@ -91,7 +103,7 @@ class OnnxRuntimeCpu:
 class OnnxRuntimeCuda:
     """ONNX Runtime on an NVIDIA GPU: inputs and outputs stay there, so copies are not timed.
 
-    Wall time is read, from the call until the GPU has finished.
+    Wall time is read, from the call until the GPU has finished. TF32 is off.
 
     Args:
         index: Which GPU, as its driver counts them.
@@ -107,6 +119,7 @@ class OnnxRuntimeCuda:
     def __init__(self, *, index: int = 0, batch: int = 1) -> None:
         self.index, self.batch = index, batch
         self.version = runtime_version()
+        self.settings: Mapping[str, Any] = {"cuda_graph": False, "tf32": False}
 
     def open(self, model: bytes) -> Timed:
         """Open a model; see `Runtime.open`."""

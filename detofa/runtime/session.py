@@ -15,7 +15,7 @@ from detofa.errors import UserError
 if TYPE_CHECKING:  # a profiling kit runs this on older Pythons too
     from typing import Self
 
-CPU = "CPUExecutionProvider"
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 BOXES_NAME = "boxes_xyxy"
 SCORES_NAME = "scores"
 
@@ -177,7 +177,7 @@ def open_onnx(
         options.profile_file_prefix = str(profile_prefix)
     source = str(model) if isinstance(model, Path) else model
     with _as_user_error(name):
-        chosen = provider if provider == CPU else (provider, {"device_id": str(device_index)})
+        chosen = provider if provider == CPU else (provider, _options(provider, device_index))
         session = runtime.InferenceSession(source, options, providers=[chosen])
     used = session.get_providers()
     if used[0] != provider:
@@ -186,6 +186,12 @@ def open_onnx(
             "check its driver and libraries with `detofa doctor`"
         )
     return session
+
+
+def _options(provider: str, device_index: int) -> dict[str, str]:
+    """Return the settings of a provider that uses a GPU; CUDA's fp32 is full, without TF32."""
+    full = {"use_tf32": "0"} if provider == CUDA else {}
+    return {"device_id": str(device_index)} | full
 
 
 def runtime_version() -> str:

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from detofa.errors import UserError
 from detofa.runtime.cuda import Cuda
-from detofa.runtime.runtimes import Timed
+from detofa.runtime.runtimes import FLUSHED_BYTES, Timed
 from detofa.timer import Clock
 
-_FLUSHED_BYTES = 256 * 2**20  # written between runs: more than any GPU's cache holds
 _LARGEST_ITEM = 8  # bytes of a value, whatever its type
 
 
@@ -214,12 +213,17 @@ class TensorRt:
         self.batch = batch
         self._trt = import_tensorrt()
         self.version: str = self._trt.__version__
+        self.settings: Mapping[str, Any] = {
+            "cuda_graph": False,
+            "tf32": False,
+            "cache_flushed": True,
+        }
         self._cuda = Cuda(index) if cuda is None else cuda
         self._logger = self._trt.Logger(self._trt.Logger.Severity.WARNING)
         self._runtime = _made(self._trt, self._trt.Runtime, self._logger)
         self._stream = self._cuda.stream()
         self._begin, self._end = self._cuda.event(), self._cuda.event()
-        self._flushed = self._cuda.allocate(_FLUSHED_BYTES)
+        self._flushed = self._cuda.allocate(FLUSHED_BYTES)
         self._timings = b""
 
     def open(self, model: bytes) -> Timed:
@@ -266,7 +270,7 @@ class TensorRt:
 
     def _run(self, context: Any) -> float:
         cuda, stream = self._cuda, self._stream
-        cuda.clear(self._flushed, _FLUSHED_BYTES, stream)
+        cuda.clear(self._flushed, FLUSHED_BYTES, stream)
         cuda.record(self._begin, stream)
         if not context.execute_async_v3(stream):
             raise UserError("TensorRT could not run the engine; its log above says why")

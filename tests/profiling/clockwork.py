@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,6 +25,7 @@ class Clockwork:
 
     def __init__(self) -> None:
         self.speed, self.opened = 1.0, 0
+        self.settings: dict[str, Any] = {}
 
     def open(self, model: bytes) -> Timed:
         self.opened += 1

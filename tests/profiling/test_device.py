@@ -1,9 +1,15 @@
 import json
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from detofa.errors import UserError
-from detofa.profiling.device import Device, devices_here, find_device, this_cpu
+from detofa.profiling import device as module
+from detofa.profiling.device import Device, devices_here, find_device, gpu_state, this_cpu
 
 
 def _device(name: str, kind: str = "gpu") -> Device:
@@ -82,3 +88,76 @@ def test_a_device_survives_json() -> None:
 
 def test_slug_is_fit_for_a_file_name() -> None:
     assert SERVER[0].slug == "intel-r-xeon-r-processor"
+
+
+class FakeNvml(types.ModuleType):
+    """The calls of NVML that are made, for one GPU that tells nothing of MIG or power."""
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+
+    class NVMLError(Exception):
+        """As the real one."""
+
+    def __init__(self, *, lost: bool = False) -> None:
+        super().__init__("pynvml")
+        self.open, self.lost = 0, lost
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.open -= 1
+
+    def __getattr__(self, name: str) -> Any:
+        answers: dict[str, Any] = {
+            "nvmlDeviceGetCount": 1,
+            "nvmlDeviceGetHandleByIndex": "handle",
+            "nvmlDeviceGetCudaComputeCapability": (9, 0),
+            "nvmlDeviceGetMemoryInfo": types.SimpleNamespace(total=80 * 2**30),
+            "nvmlDeviceGetName": b"NVIDIA H100 80GB HBM3",
+            "nvmlSystemGetDriverVersion": "580.1",
+            "nvmlSystemGetCudaDriverVersion": 13000,
+            "nvmlDeviceGetClockInfo": 1980,
+            "nvmlDeviceGetMaxClockInfo": 1980,
+            "nvmlDeviceGetCurrentClocksThrottleReasons": 1,
+            "nvmlDeviceGetTemperature": 40,
+        }
+        untold = ("nvmlDeviceGetMigMode", "nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetPower")
+        if name not in answers and not name.startswith(untold):
+            raise AttributeError(name)
+
+        def ask(*_: object) -> Any:
+            if self.lost or name not in answers:
+                raise self.NVMLError("Not Supported")
+            return answers[name]
+
+        return ask
+
+
+def test_a_gpu_tells_what_it_can_and_leaves_out_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    gpu = devices_here()[1]
+    assert gpu.name == "NVIDIA H100 80GB HBM3"
+    assert gpu.details["cuda"] == 13000
+    assert gpu.details["mig"] is gpu.details["power_limit_watts"] is None
+    state = gpu_state(gpu)
+    assert state["sm_mhz"] == 1980
+    assert "watts" not in state
+    assert nvml.open == 0
+    assert gpu_state(this_cpu()) == {}
+    assert Device.from_json(json.loads(json.dumps(gpu.to_json()))) == gpu
+
+
+def test_a_gpu_that_is_lost_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(lost=True))
+    assert [device.kind for device in devices_here()] == ["cpu"]
+    assert gpu_state(_device("NVIDIA H100 80GB HBM3")) == {}
+
+
+def test_the_real_nvml_has_every_call_that_is_made() -> None:
+    real = pytest.importorskip("pynvml")
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    names = set(re.findall(r"\bnvml\.(\w+)", source)) | set(re.findall(r"pynvml\.(\w+)", source))
+    assert len(names) > 10
+    assert [name for name in names if not hasattr(real, name)] == []

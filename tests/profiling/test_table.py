@@ -8,10 +8,12 @@ import pytest
 
 from detofa.errors import UserError
 from detofa.presets import preset
+from detofa.profiling import device
 from detofa.profiling.cost import all_blocks, arch_macs, block_macs
 from detofa.profiling.device import Device, this_cpu
 from detofa.profiling.table import (
     LatencyTable,
+    Wanted,
     find_table,
     load_table,
     read_tables,
@@ -137,12 +139,12 @@ def test_this_machines_table_is_found_as_cpu_and_by_its_name(tmp_path: Path) -> 
     table = _table()
     path = table.save(tmp_path)
     assert find_table(tmp_path, SPACE) == (path, table)
-    assert find_table(tmp_path, SPACE, device_name=this_cpu().name) == (path, table)
+    assert find_table(tmp_path, SPACE, Wanted(device=this_cpu().name)) == (path, table)
 
 
 def test_a_table_copied_from_another_machine_is_found_by_its_devices_name(tmp_path: Path) -> None:
     path = _table(device=A100).save(tmp_path)
-    found, table = find_table(tmp_path, SPACE, device_name="a100")
+    found, table = find_table(tmp_path, SPACE, Wanted(device="a100"))
     assert (found, table.device) == (path, A100)
 
 
@@ -150,10 +152,38 @@ def test_a_missing_table_says_what_makes_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no latency table.*detofa profile"):
         find_table(tmp_path, SPACE)
     with pytest.raises(UserError, match=r"no device named 'a100'"):
-        find_table(tmp_path, SPACE, device_name="a100")
+        find_table(tmp_path, SPACE, Wanted(device="a100"))
     _table(device=A100).save(tmp_path)
     with pytest.raises(UserError, match=r"there is one of tiny \(3 classes"):
-        find_table(tmp_path, OTHER_SPACE, device_name="a100")
+        find_table(tmp_path, OTHER_SPACE, Wanted(device="a100"))
+
+
+def test_tables_of_several_runtimes_and_formats_are_told_apart(tmp_path: Path) -> None:
+    onnx = _table(device=A100, runtime="onnxruntime-cuda")
+    half = _table(device=A100, runtime="torch-cuda", precision="fp16")
+    full = _table(device=A100, runtime="torch-cuda")
+    for table in (onnx, half, full):
+        table.save(tmp_path)
+    with pytest.raises(UserError, match="several ways: onnxruntime-cuda fp32, torch-cuda fp16, to"):
+        find_table(tmp_path, SPACE, Wanted(device="a100"))
+    for wanted, table in (
+        (Wanted(device="a100", runtime="onnxruntime-cuda"), onnx),
+        (Wanted(device="a100", precision="fp16"), half),
+        (Wanted(device="a100", runtime="torch-cuda", precision="fp32"), full),
+    ):
+        assert find_table(tmp_path, SPACE, wanted)[1] == table
+    with pytest.raises(UserError, match=r"with tensorrt, threads=1, batch=1 in .*there is one of"):
+        find_table(tmp_path, SPACE, Wanted(device="a100", runtime="tensorrt"))
+
+
+def test_a_gpu_may_be_meant_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = (this_cpu(), dataclasses.replace(A100, details={"index": 0}))
+    monkeypatch.setattr(device, "devices_here", lambda: here)
+    table = _table(device=A100, runtime="torch-cuda")
+    table.save(tmp_path)
+    assert find_table(tmp_path, SPACE, Wanted(device="cuda:0"))[1] == table
+    with pytest.raises(UserError, match="no device named 'cuda:1'"):
+        find_table(tmp_path, SPACE, Wanted(device="cuda:1"))
 
 
 def test_damaged_files_are_listed_beside_whole_ones(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Measuring in turn: orders, resuming, unsteady models, and a log that survives what happens."""
 
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ class Scripted:
         self.took_ms, self.stop_at = took_ms, stop_at
         self.visited: list[str] = []
         self.opened: list[str] = []
+        self.settings: dict[str, Any] = {}
 
     def open(self, model: bytes) -> Timed:
         name = model.decode()
@@ -46,7 +49,7 @@ class Scripted:
 
 
 def measure(
-    runtime: Scripted, names: str, log: SampleLog | None = None, **schedule: int
+    runtime: Scripted, names: Iterable[str], log: SampleLog | None = None, **schedule: int
 ) -> Samples:
     models = {name: name.encode for name in names}
     return measure_models(models, runtime, Schedule(**{"extra_passes": 0} | schedule), log)
@@ -63,7 +66,7 @@ def test_every_pass_visits_all_in_an_order_of_its_own() -> None:
     assert all(sorted(order) == list("abcdef") for order in orders)
     assert len({tuple(order) for order in orders}) > 1
     assert samples.whole("abcdef").shape == (6, 4, 2)
-    np.testing.assert_array_equal(samples.of("c"), np.full(8, 1.0 + ord("c")))
+    np.testing.assert_array_equal(samples.pooled()["c"], np.full(8, 1.0 + ord("c")))
     again = Scripted(steady)
     measure(again, "abcdef", passes=4)
     assert again.visited == runtime.visited
@@ -205,6 +208,24 @@ def test_drift_that_all_share_makes_nothing_unsteady() -> None:
     assert samples.unstable() == []
 
 
+def test_drift_within_a_pass_is_told_from_the_neighbours_in_time() -> None:
+    """A machine that slows down by half and recovers, every three passes or so."""
+    names = [chr(ord("A") + index) for index in range(40)]
+    visits = itertools.count()
+
+    def took_ms(name: str, visit: int) -> float:
+        return float(ord(name) * (1 + 0.5 * np.sin(next(visits) / 20) ** 2))
+
+    samples = measure(Scripted(took_ms), names, passes=30)
+    raw = np.array([[np.median(one.ms[name]) for one in samples.passes] for name in names])
+    took = np.median(samples.whole(names), axis=2)
+    assert np.std(raw / raw.mean(axis=1, keepdims=True), axis=1).mean() > 0.1
+    assert np.std(took / took.mean(axis=1, keepdims=True), axis=1).mean() < 0.02
+    levels = np.array([np.median(ms) for ms in samples.pooled().values()])
+    ratios = levels / [ord(name) for name in names]
+    np.testing.assert_allclose(ratios / np.median(ratios), 1, atol=0.01)
+
+
 def test_a_deadline_stops_after_whole_passes_but_makes_the_first() -> None:
     def slow(name: str, visit: int) -> float:
         time.sleep(0.01)
@@ -223,9 +244,9 @@ def test_extra_passes_at_another_speed_do_not_change_a_median() -> None:
         return slow * (10.0 + (5 * rng.random() if name == "x" else 0.0))
 
     samples = measure(Scripted(took_ms), "abcdefgx", passes=5, extra_passes=6)
-    assert len(samples.of("x")) == 11 * RUNS
-    assert np.median(samples.of("x")) < 15
-    np.testing.assert_allclose(samples.of("a"), 10)
+    assert len(samples.pooled()["x"]) == 11 * RUNS
+    assert np.median(samples.pooled()["x"]) < 15
+    np.testing.assert_allclose(samples.pooled()["a"], 10)
 
 
 def test_extra_passes_are_not_made_twice(tmp_path: Path) -> None:
@@ -258,7 +279,7 @@ def test_a_visit_that_other_work_disturbed_is_made_again_on_the_walls_clock() ->
 
     runtime = Disturbed(steady)
     samples = measure(runtime, "abc", passes=6)
-    np.testing.assert_array_equal(samples.of("a"), np.full(18, 1.0 + ord("a")))
+    np.testing.assert_array_equal(samples.pooled()["a"], np.full(18, 1.0 + ord("a")))
     assert len(runtime.visited) > 18
     runtime = Disturbed(steady)
     runtime.clock = "thread"
