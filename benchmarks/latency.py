@@ -1,16 +1,17 @@
 """The promises of a latency table, kept or not: verifications, and winners of many searches.
 
-    python -m benchmarks.latency --run RUN --work DIR --verifications 3
-    python -m benchmarks.latency --run RUN --work DIR --searches 50
+    python -m benchmarks.latency TABLE --verifications 3
+    python -m benchmarks.latency TABLE --run RUN --searches 50
 
-Needs a table of the run's space (`detofa profile`) in DIR/latency_tables. A verification measures
-fresh detectors (`detofa profile --verify`). The searches choose detectors for random budgets as
-`detofa search --latency` does; afterwards all winners are measured in passes of their own.
+TABLE is a file that `detofa profile` wrote. A verification measures fresh detectors, as `detofa
+profile --verify` does, and is kept in the table. The searches choose detectors of a run for random
+budgets, as `detofa search --latency` does; afterwards all winners are measured in passes of their
+own. Figures also go into DIR/verifications.json and DIR/searches.json, with --output DIR.
 """
 
 import argparse
-import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from detofa.choose.records import Budget
 from detofa.profiling.again import AGAIN, measure_again
 from detofa.profiling.device import this_cpu
 from detofa.profiling.measure import detector_builders
-from detofa.profiling.table import LatencyTable, find_table
-from detofa.profiling.verify import SCHEDULE, verify_table
+from detofa.profiling.table import LatencyTable, load_table
+from detofa.profiling.verify import SCHEDULE, Verification, verify_table
 from detofa.reachable import reachable_range
 from detofa.train.run import RunFolder
 
@@ -30,16 +31,16 @@ _PASSES = 40  # of the independent measurement
 _MOST_TRIES = 3  # verifications for each that should be valid
 
 
-def verifications(table: LatencyTable, count: int) -> list[dict[str, Any]]:
+def verifications(table: LatencyTable, count: int) -> list[Verification]:
     """Verify a table until so many runs are valid, each with detectors of its own; print rows."""
     columns = ["F", "MAPE", "over F", "within 5 %", "within 10 %", "tau", "tau of thirds", "worst"]
     columns += ["in interval", "level shift", "isolated blocks", "line in MACs", "valid", "passed"]
     columns += ["aim"]
     print(f"| {' | '.join(columns)} |")
     print("|" + " --- |" * len(columns))
-    found: list[dict[str, Any]] = []
+    found: list[Verification] = []
     for number in range(count * _MOST_TRIES):
-        schedule = dataclasses.replace(SCHEDULE, seed=number)
+        schedule = replace(SCHEDULE, seed=number)
         one = verify_table(table, schedule=schedule)
         errors, floor = one.errors, one.noise_floor
         thirds = "/".join("-" if tau is None else f"{tau:.2f}" for tau in one.tau_of_thirds)
@@ -50,8 +51,8 @@ def verifications(table: LatencyTable, count: int) -> list[dict[str, Any]]:
         cells += [f"{one.coverage:.1%}", f"{one.slowdown - 1:+.1%}", naive]
         cells += [f"{one.line_mape:.2%}", *(str(flag) for flag in (one.is_valid, one.passed))]
         print(f"| {' | '.join(cells)} | {one.reaches_the_aim} |", flush=True)
-        found.append(one.to_json())
-        if sum(bool(record["valid"]) for record in found) == count:
+        found.append(one)
+        if sum(one.is_valid for one in found) == count:
             break
     return found
 
@@ -76,7 +77,7 @@ def searches(run: RunFolder, table: LatencyTable, count: int, seed: int) -> list
         rows[-1] |= {"high_ms": winner.high_ms, "measured_then_ms": winner.measured_ms}
         print(f"{number + 1} of {count}", end="\r", flush=True)
     winners = {str(i): np.array(row["genes"], np.int8) for i, row in enumerate(rows)}
-    schedule = dataclasses.replace(AGAIN, passes=_PASSES, visits_of_a_session=10, seed=seed + 1)
+    schedule = replace(AGAIN, passes=_PASSES, visits_of_a_session=10, seed=seed + 1)
     models = detector_builders(chooser.space, winners, table.runtime)
     now = measure_again(table, models, schedule=schedule)
     for index, row in enumerate(rows):
@@ -101,26 +102,31 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run", type=Path, required=True, help="folder of a trained run")
-    parser.add_argument("--work", type=Path, required=True, help="folder with latency_tables")
+    parser.add_argument("table", type=Path, metavar="TABLE", help="a latency table")
+    parser.add_argument("--run", type=Path, help="folder of a trained run of the table's space")
     parser.add_argument("--verifications", type=int, default=0)
     parser.add_argument("--searches", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path(), help="folder for figures as JSON")
     options = parser.parse_args()
-    run = RunFolder(path=options.run)
-    space = Chooser(run).space
-    path, table = find_table(options.work / "latency_tables", space)
+    if options.searches and options.run is None:
+        parser.error("--searches needs --run")
+    table = load_table(options.table)
     if options.verifications:
-        _write(
-            options.work / "verifications.json", path, verifications(table, options.verifications)
-        )
+        found = verifications(table, options.verifications)
+        _write(options, "verifications", [one.to_json() for one in found])
+        valid = [one for one in found if one.is_valid]
+        if valid:
+            replace(table, verification=valid[-1].to_json()).save(options.table.parent)
     if options.searches:
-        rows = searches(run, table, options.searches, options.seed)
-        _write(options.work / "searches.json", path, rows)
+        rows = searches(RunFolder(path=options.run), table, options.searches, options.seed)
+        _write(options, "searches", rows)
 
 
-def _write(output: Path, table: Path, rows: list[dict[str, Any]]) -> None:
-    output.write_text(json.dumps({"table": table.name, "rows": rows}, indent=1))
+def _write(options: argparse.Namespace, what: str, rows: list[dict[str, Any]]) -> None:
+    options.output.mkdir(parents=True, exist_ok=True)
+    output = options.output / f"{what}.json"
+    output.write_text(json.dumps({"table": options.table.name, "rows": rows}, indent=1))
     print(f"wrote {output}")
 
 
