@@ -23,7 +23,7 @@ from detofa.profiling.again import AGAIN, measure_again
 from detofa.profiling.device import this_cpu
 from detofa.profiling.measure import detector_builders
 from detofa.profiling.table import LatencyTable, load_table
-from detofa.profiling.verify import SCHEDULE, Verification, verify_table
+from detofa.profiling.verify import Verification, verify_table
 from detofa.reachable import reachable_range
 from detofa.train.run import RunFolder
 
@@ -40,8 +40,7 @@ def verifications(table: LatencyTable, count: int) -> list[Verification]:
     print("|" + " --- |" * len(columns))
     found: list[Verification] = []
     for number in range(count * _MOST_TRIES):
-        schedule = replace(SCHEDULE, seed=number)
-        one = verify_table(table, schedule=schedule)
+        one = verify_table(table, seed=number)
         errors, floor = one.errors, one.noise_floor
         thirds = "/".join("-" if tau is None else f"{tau:.2f}" for tau in one.tau_of_thirds)
         naive = "-" if one.naive_mape is None else f"{one.naive_mape:.2%}"

@@ -32,7 +32,7 @@ def read_listing(path: Path) -> tuple[str, dict[str, Any]]:
         classes[head.group(1)] = {
             "enum": {name: int(value) for name, value in values.items()},
             "methods": methods,
-            "properties": set(re.findall(r"^ {4}(\w+): property", block, re.MULTILINE)),
+            "properties": dict(re.findall(r"^ {4}(\w+): (property.*)$", block, re.MULTILINE)),
         }
     return version.group(1), classes
 
@@ -60,7 +60,16 @@ class Fake:
         return call
 
     def __setattr__(self, name, value):
-        raise AssertionError(f"{self.kind}.{name} is not to be set")
+        kind = self.module.listing[self.kind]["properties"].get(name)
+        assert kind == "property", f"{self.kind}.{name} is not to be set"
+        self.module.answers[f"{self.kind}.{name}"] = value
+
+
+class IProfiler:
+    """What the bindings let Python override."""
+
+    def report_layer_time(self, layer_name, ms):
+        raise NotImplementedError
 
 
 def fake_tensorrt(path, **changes):
@@ -80,6 +89,7 @@ def fake_tensorrt(path, **changes):
     module.Logger.Severity = types.SimpleNamespace(WARNING=2)
     module.Builder = make("Builder")
     module.OnnxParser = make("OnnxParser")
+    module.IProfiler = IProfiler
     module.answers = {
         "Builder.create_network": make("INetworkDefinition"),
         "Builder.create_builder_config": make("IBuilderConfig"),

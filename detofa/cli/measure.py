@@ -51,8 +51,8 @@ def profile(
     prior: Annotated[
         str | None,
         typer.Option(
-            help="What the fit starts from: isolated, chain or compute.  [default: isolated; on a "
-            "GPU compute]"
+            help="What the fit starts from: isolated, chain, compute or profile.  [default: "
+            "isolated; on a GPU compute]"
         ),
     ] = None,
     verify: Annotated[
@@ -190,13 +190,11 @@ def _pack(
 def _verify(table: "LatencyTable", seed: int | None) -> None:
     import secrets
 
-    from detofa.profiling.verify import FEWEST_SAMPLES, NOISIEST, SCHEDULE, verify_table
+    from detofa.profiling.verify import FEWEST_SAMPLES, NOISIEST, verify_table
 
     chosen = secrets.randbelow(2**31) if seed is None else seed
     with shown_progress() as on_progress:
-        found = verify_table(
-            table, schedule=dataclasses.replace(SCHEDULE, seed=chosen), on_progress=on_progress
-        )
+        found = verify_table(table, seed=chosen, on_progress=on_progress)
     errors = found.errors
     naive = "not measured" if found.naive_mape is None else f"{found.naive_mape:.2%}"
     thirds = ["-" if tau is None else f"{tau:.3f}" for tau in found.tau_of_thirds]

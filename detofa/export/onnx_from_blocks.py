@@ -38,12 +38,13 @@ def detector_onnx(blocks: Sequence[Block], *, top_k: int, rng: np.random.Generat
     assert isinstance(stem, Stem)
     assert isinstance(neck_head, NeckHead)
     graph = _Graph(rng)
-    graph.part = "backbone"
+    graph.part = "backbone/0"
     x = graph.input("images", (3, stem.height, stem.width))
     x = _add_stem(graph, stem, x)
     features: dict[int, str] = {}
-    for block in stages:
+    for index, block in enumerate(stages, start=1):
         assert isinstance(block, MBConv)
+        graph.part = f"backbone/{index}"
         x = _add_mbconv(graph, block, x)
         features[block.height // block.stride] = x  # the last of each resolution
     pyramid = [features[height] for height, _ in neck_head.level_sizes[:3]]
@@ -92,8 +93,9 @@ class _Graph:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._shapes: list[onnx.ValueInfoProto] = []
-        # What the nodes to come belong to. It begins their names and those of what they compute,
-        # since ONNX Runtime names what it fuses or rewrites by either.
+        # What the nodes to come belong to: `backbone/` and the place of the block, or neck, head
+        # or decoding. It begins their names and those of what they compute, since ONNX Runtime
+        # names what it fuses or rewrites by either.
         self.part = ""
 
     def input(self, name: str, shape: tuple[int, ...]) -> str:

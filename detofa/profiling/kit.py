@@ -100,6 +100,7 @@ def make_kit(
             "schedule": asdict(schedule),
             "plan": plan.to_json(),
             "models": entries,
+            "looked_at": plan.looked_at,
             "detofa_version": detofa.__version__,
         }
         record["sha256"] = sha256_json(record)
@@ -144,6 +145,7 @@ def table_from_kit(path: Path, *, space: SearchSpace | None = None) -> LatencyTa
         builders, runs = plan.models(), conditions.schedule.runs_per_visit
         passes = [Pass.from_json(one, builders, runs) for one in record["passes"]]
         models, state = dict(record["models"]), dict(record["state"])
+        operators_ms = {name: _times(record["operators_ms"][name]) for name in plan.looked_at}
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(
             f"{path} is not what a kit writes: {error}; make it again with {_REMAKE}"
@@ -158,7 +160,15 @@ def table_from_kit(path: Path, *, space: SearchSpace | None = None) -> LatencyTa
     samples = Samples(names=tuple(builders), passes=passes)
     if not samples.count:
         raise UserError(f"{path} holds no whole pass; make it again with {_REMAKE}")
-    return table_of(plan, samples, conditions, state)
+    return table_of(plan, samples, conditions, state=state, operators_ms=operators_ms)
+
+
+def _times(record: Any) -> dict[str, float]:
+    """Return times of operators, by name, as JSON has them; raises ValueError for others."""
+    times = {str(name): float(ms) for name, ms in dict(record).items()}
+    if not all(0 <= ms < float("inf") for ms in times.values()):
+        raise ValueError("operators should take finite times that are not negative")
+    return times
 
 
 def structure_of(model: bytes) -> str:

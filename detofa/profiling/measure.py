@@ -43,9 +43,9 @@ Floats = NDArray[np.float64]
 
 _FEWEST_FIT, _FEWEST_HELD_OUT = 4, 5
 _POOL = 4000  # archs drawn to choose the measured ones from
-_COVERAGE = 0.98  # aimed at, so that 95 % is kept when the machine differs a little by the hour
-_PROFILED = 5  # detectors whose operators are looked at
-_SECONDS_TO_FIT = 4.0  # set aside from the time budget, the look at operators included
+_LOOKED_AT = 5  # detectors whose operators are looked at, where the prior does not need all
+_SECONDS_TO_FIT = 3.0  # set aside from the time budget
+_SECONDS_TO_LOOK = 0.3  # at the operators of a detector, likewise
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,6 +116,15 @@ class ProfilePlan:
             )
         return blocks | detector_builders(self.space, self.detectors, runtime)
 
+    @property
+    def looked_at(self) -> list[str]:
+        """Return the detectors whose operators are looked at: all that are fitted to, or a few."""
+        fitted = [name for name in self.detectors if role_of(name) == "fit"]
+        if self.prior == "profile":
+            return fitted
+        rows = np.linspace(0, len(fitted) - 1, min(_LOOKED_AT, len(fitted))).round().astype(int)
+        return [fitted[row] for row in rows]
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object that `from_json` reads back."""
         return {
@@ -180,22 +189,23 @@ def measure_table(
     device = this_cpu() if device is None else device
     left = None
     if budget_seconds is not None:
-        left = budget_seconds - _SECONDS_TO_FIT - (time.monotonic() - begin)
+        later = _SECONDS_TO_FIT + _SECONDS_TO_LOOK * len(plan.looked_at)
+        left = budget_seconds - later - (time.monotonic() - begin)
     samples = measure_models(
         models, runtime, schedule, log, deadline_seconds=left, on_progress=on_progress
     )
     on_progress("fitting", 1.0)
-    conditions = Conditions.of(device, runtime, schedule)
-    table = table_of(plan, samples, conditions, gpu_state(device))
-    if not isinstance(runtime, OnnxRuntimeCpu):
-        return table
-    names = list(plan.detectors)
-    some = np.linspace(0, len(names) - 1, _PROFILED).round().astype(int)
-    shares = mean_shares(
-        [models[names[row]]() for row in some], threads=runtime.threads, batch=runtime.batch
+    table = table_of(
+        plan,
+        samples,
+        Conditions.of(device, runtime, schedule),
+        state=gpu_state(device),
+        operators_ms={name: runtime.operator_ms(models[name]()) for name in plan.looked_at},
     )
+    if device.kind != "cpu":
+        return table
     after = runtime.batch * suppression_ms(TOP_K, plan.space.num_classes)
-    return replace(table, shares=shares, suppression_ms=after)
+    return replace(table, suppression_ms=after)
 
 
 def log_of(plan: ProfilePlan, conditions: Conditions, folder: Path) -> SampleLog:
@@ -213,7 +223,12 @@ def log_of(plan: ProfilePlan, conditions: Conditions, folder: Path) -> SampleLog
 
 
 def table_of(
-    plan: ProfilePlan, samples: Samples, conditions: Conditions, state: Mapping[str, Any]
+    plan: ProfilePlan,
+    samples: Samples,
+    conditions: Conditions,
+    *,
+    state: Mapping[str, Any],
+    operators_ms: Mapping[str, Mapping[str, float]],
 ) -> LatencyTable:
     """Fit a latency table to what a plan's models took.
 
@@ -222,6 +237,8 @@ def table_of(
         samples: What the models took.
         conditions: What they ran on and with.
         state: Of the device at the end; see `gpu_state`.
+        operators_ms: Of the detectors `plan.looked_at`, what their operators take; see
+            `Runtime.operator_ms`.
     """
     names = samples.names
     pooled = samples.pooled()
@@ -242,6 +259,7 @@ def table_of(
             p50_ms={name: timing.p50_ms for name, timing in timings.items()},
             detectors=keys,
             detectors_ms=measured,
+            operators_ms=[operators_ms.get(name, {}) for name in fitted],
         )
     )
     fit = fit_block_costs(blocks, prior_ms, keys, measured)
@@ -282,10 +300,10 @@ def table_of(
         prior_ms=prior_ms,
         block_ms=fit.block_ms,
         model={"kind": "ridge", "prior": plan.prior, **fit.widths},
-        shares=None,
+        shares=mean_shares(list(operators_ms.values())),
         suppression_ms=None,
         held_out=prediction_errors(predicted_ms, held_out_ms),
-        interval=interval_half_width(residuals, _COVERAGE),
+        interval=interval_half_width(residuals),
         verification=None,
         space=plan.space,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

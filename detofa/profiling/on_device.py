@@ -88,8 +88,9 @@ def _measure(kit: Mapping[str, Any], options: argparse.Namespace) -> None:
     print(f"measuring {len(kit['models'])} models on {device.name}, {runtime.name}", flush=True)
     if log.samples.passes:
         print(f"{len(log.samples.passes)} passes are there already", flush=True)
+    models = {name: _reader(entry) for name, entry in kit["models"].items()}
     samples = measure_models(
-        {name: _reader(entry) for name, entry in kit["models"].items()},
+        models,
         runtime,
         schedule,
         log,
@@ -99,6 +100,7 @@ def _measure(kit: Mapping[str, Any], options: argparse.Namespace) -> None:
     results = {
         "conditions": conditions.to_json(),
         "state": gpu_state(device),
+        "operators_ms": {name: runtime.operator_ms(models[name]()) for name in kit["looked_at"]},
         "plan": kit["plan"],
         "models": {name: entry["structure"] for name, entry in kit["models"].items()},
         "detofa_version": kit["detofa_version"],

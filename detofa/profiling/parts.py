@@ -1,65 +1,53 @@
 """Which parts of a detector take its time: backbone, neck, head and decoding; and suppression."""
 
-import json
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from detofa.imaging import Letterbox
 from detofa.runtime.postprocess import detections_from_outputs
-from detofa.runtime.session import open_onnx
 from detofa.subnet import PostProcessing
 from detofa.timer import measure
 
-PARTS = ("backbone", "neck", "head", "decoding")
+AFTER_BACKBONE = ("neck", "head", "decoding")
 
-_RUNS = 12
-_WARM_UP = 3  # runs at the start that are not counted
+_PLACE = re.compile(r"backbone/\d+|" + "|".join(AFTER_BACKBONE))
 _BOXES_OF_AN_OBJECT = 15
 _SCENES = 20
 
 
-def time_shares(model: bytes, *, threads: int = 1, batch: int = 1) -> dict[str, float]:
-    """Return the share of each of `PARTS` in a detector's time, by ONNX Runtime's own profile.
-
-    What the runtime inserts between operators counts for the part before it.
+def time_of_places(operator_ms: Mapping[str, float]) -> dict[str, float]:
+    """Return what each place in a detector takes, by what its operators take.
 
     Args:
-        model: As `detector_onnx` makes it: the first word of a node's name is its part.
-        threads: Threads inside an operator.
-        batch: Images of one call.
+        operator_ms: Of each operator, in the order they run; see `Runtime.operator_ms`. What the
+            runtime inserts between operators counts for the place before it.
+
+    Returns:
+        Milliseconds of `backbone/0` and so on, one for each block in order, `neck`, `head` and
+        `decoding`.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        session = open_onnx(model, threads=threads, profile_prefix=Path(folder) / "profile")
-        entry = session.get_inputs()[0]
-        image = np.random.default_rng(0).standard_normal((batch, *entry.shape[1:]), np.float32)
-        for _ in range(_WARM_UP + _RUNS):
-            session.run(None, {entry.name: image})
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    nodes = [
-        (str(event["name"]), float(event["dur"]))
-        for event in events
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
-    ]
-    nodes = nodes[len(nodes) * _WARM_UP // (_WARM_UP + _RUNS) :]
-    took = dict.fromkeys(PARTS, 0.0)
-    part = PARTS[0]
-    for name, duration in nodes:
-        first = name.partition("/")[0]
-        part = first if first in took else part
-        took[part] += duration
-    total = sum(took.values())
-    return {name: duration / total for name, duration in took.items()}
+    took: dict[str, float] = {}
+    place = "backbone/0"
+    for name, ms in operator_ms.items():
+        found = _PLACE.search(name)
+        place = place if found is None else found[0]
+        took[place] = took.get(place, 0.0) + ms
+    return took
 
 
-def mean_shares(models: Sequence[bytes], *, threads: int = 1, batch: int = 1) -> dict[str, float]:
-    """Return the shares of neck, head and decoding in what the three take, over several models."""
-    found = [time_shares(model, threads=threads, batch=batch) for model in models]
-    means = {name: float(np.mean([shares[name] for shares in found])) for name in PARTS[1:]}
-    total = sum(means.values())
-    return {name: share / total for name, share in means.items()}
+def mean_shares(detectors: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
+    """Return the shares of neck, head and decoding in what the three take, over several detectors.
+
+    Args:
+        detectors: What the operators of each take; None comes back where that is not known.
+    """
+    found = [time_of_places(operator_ms) for operator_ms in detectors if operator_ms]
+    if not found:
+        return None
+    sums = {part: sum(took.get(part, 0.0) for took in found) for part in AFTER_BACKBONE}
+    return {part: took / sum(sums.values()) for part, took in sums.items()}
 
 
 def suppression_ms(top_k: int, num_classes: int) -> float:

@@ -17,11 +17,12 @@ from detofa.blocks import Block, MBConv, NeckHead
 from detofa.errors import UserError
 from detofa.export.onnx_from_blocks import block_onnx
 from detofa.profiling.cost import convolutions
+from detofa.profiling.parts import AFTER_BACKBONE, time_of_places
 from detofa.runtime.runtimes import OnnxRuntimeCpu
 
 Floats = NDArray[np.float64]
 Builder = Callable[[], bytes]
-PriorName = Literal["isolated", "chain", "compute"]
+PriorName = Literal["isolated", "chain", "compute", "profile"]
 
 TOP_K = 300  # candidate boxes, as in the export
 _SHORT, _LONG = 2, 4  # blocks of a chain
@@ -37,12 +38,15 @@ class Measured:
         p50_ms: What the prior's models took, by name.
         detectors: The keys of each measured detector's blocks.
         detectors_ms: (N,) time of each.
+        operators_ms: What the operators of each take, where they were looked at and the runtime
+            tells; else empty. See `Runtime.operator_ms`.
     """
 
     blocks: Mapping[str, Block]
     p50_ms: Mapping[str, float]
     detectors: Sequence[Sequence[str]]
     detectors_ms: Floats
+    operators_ms: Sequence[Mapping[str, float]]
 
 
 class Prior(Protocol):
@@ -121,7 +125,49 @@ class Compute:
         return {key: float(work / scale @ weights) for key, work in features.items()}
 
 
-PRIORS: dict[PriorName, Prior] = {"isolated": Isolated(), "chain": Chain(), "compute": Compute()}
+class Profile:
+    """A block's mean share in the runtime's profile of whole detectors, of their measured times.
+
+    It has what happens only inside a detector, such as fusion across blocks. A block that no
+    measured detector holds is priced by its compute, at the level of the others.
+    """
+
+    def models(self, blocks: Mapping[str, Block]) -> dict[str, Builder]:
+        """Return no models; see `Prior.models`."""
+        return {}
+
+    def prices(self, found: Measured) -> dict[str, float]:
+        """Return mean shares of measured times; see `Prior.prices`.
+
+        Raises:
+            UserError: the runtime does not tell what operators take.
+        """
+        taken: dict[str, list[float]] = {key: [] for key in found.blocks}
+        each = zip(found.detectors, found.detectors_ms, found.operators_ms, strict=True)
+        for keys, detector_ms, operator_ms in each:
+            if not operator_ms:
+                raise UserError(
+                    "this runtime does not tell what operators take; use --prior compute"
+                )
+            took = time_of_places(operator_ms)
+            scale = float(detector_ms) / sum(took.values())
+            *backbone, neck_head = keys
+            for index, key in enumerate(backbone):
+                taken[key].append(scale * took.get(f"backbone/{index}", 0.0))
+            rest = sum(took.get(part, 0.0) for part in AFTER_BACKBONE)
+            taken[neck_head].append(scale * rest)
+        computed = Compute().prices(found)
+        seen = {key: float(np.mean(ms)) for key, ms in taken.items() if sum(ms) > 0}
+        level = float(np.median([price / computed[key] for key, price in seen.items()]))
+        return {key: seen.get(key, level * computed[key]) for key in found.blocks}
+
+
+PRIORS: dict[PriorName, Prior] = {
+    "isolated": Isolated(),
+    "chain": Chain(),
+    "compute": Compute(),
+    "profile": Profile(),
+}
 
 
 def prior_name(text: str) -> PriorName:

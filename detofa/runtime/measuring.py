@@ -26,7 +26,6 @@ UNSTABLE = 0.02
 
 _COMPANIONS = 5  # steady models beside the unstable ones, that tell drift from unsteadiness
 _RUNS_TO_WARM = 2  # at each visit: the first is 16 % slower, the second 8 %, the third 1 %
-_KEPT_BYTES = 192 * 2**20  # of models whose sessions stay open between visits
 _NEIGHBOURS = 5  # visits before, and as many after, that tell how slow the machine was
 _ROUNDS = 3  # of telling drift from what models take, and that from drift
 _LARGEST_SPREAD = 0.1  # of the runs of a visit on the wall's clock, before it is made again
@@ -47,9 +46,9 @@ class Schedule:
         seed: Decides the order of visits, pass by pass.
     """
 
-    passes: int = 20
+    passes: int = 18
     runs_per_visit: int = 3
-    visits_of_a_session: int = 10
+    visits_of_a_session: int = 9
     extra_passes: int = 8
     seed: int = 0
 
@@ -394,7 +393,7 @@ class _Visits:
             return self._kept[name][0]
         model = self._models[name]()
         timed = self._runtime.open(model)
-        if self._kept_bytes + len(model) <= _KEPT_BYTES:
+        if self._kept_bytes + len(model) <= self._runtime.kept_bytes:
             self._kept[name] = timed, len(model)
             self._kept_bytes += len(model)
         return timed

@@ -1,18 +1,25 @@
 """Runtimes: what opens a model to be timed, and how its time is read; one small interface."""
 
+import json
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from detofa.errors import UserError
 from detofa.runtime.session import BOXES_NAME, CPU, SCORES_NAME, open_onnx, runtime_version
 from detofa.timer import Clock, sample, thread_clock
 
 Timed = Callable[[int], NDArray[np.float64]]
 """Times so many runs of an opened model, one after another: (runs,) milliseconds."""
 
+_LOOKS, _LOOKS_TO_WARM = 12, 3  # runs in which operators are looked at, and before them
+KEPT_ON_GPU = 8 * 2**30
+"""Bytes of models that may stay open on a GPU: all, since opening one there takes seconds."""
 FLUSHED_BYTES = 256 * 2**20
 """Written on a GPU between runs: more than any GPU's cache holds."""
 
@@ -51,6 +58,11 @@ class Runtime(Protocol):
         ...
 
     @property
+    def kept_bytes(self) -> int:
+        """Return how many bytes of models may stay open between visits."""
+        ...
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """Return what else bears on speed, to be kept with the figures."""
         ...
@@ -63,6 +75,14 @@ class Runtime(Protocol):
 
         Raises:
             UserError: it cannot be run, or something else than this runtime would run it.
+        """
+        ...
+
+    def operator_ms(self, model: bytes) -> dict[str, float]:
+        """Return how long each operator of a model takes, by its name, in the order they run.
+
+        Operators take longer when they are looked at: only their shares count. Empty where the
+        runtime does not tell.
         """
         ...
 
@@ -79,6 +99,7 @@ class OnnxRuntimeCpu:
 
     name = "onnxruntime-cpu"
     precision = "fp32"
+    kept_bytes = 256 * 2**20  # they take three times as much
 
     def __init__(self, *, threads: int = 1, batch: int = 1, clock: Clock | None = None) -> None:
         self.threads, self.batch = threads, batch
@@ -89,21 +110,37 @@ class OnnxRuntimeCpu:
     def open(self, model: bytes) -> Timed:
         """Open a model; see `Runtime.open`."""
         session = open_onnx(model, threads=self.threads, provider=CPU)
+        call = partial(session.run, _wanted(session), self._noise(session))
+        return lambda runs: _sampled(call, runs, self.clock)
+
+    def operator_ms(self, model: bytes) -> dict[str, float]:
+        """Return what ONNX Runtime's own profile says; see `Runtime.operator_ms`."""
+        with tempfile.TemporaryDirectory() as folder:
+            prefix = Path(folder) / "profile"
+            session = open_onnx(model, threads=self.threads, provider=CPU, profile_prefix=prefix)
+            wanted, noise = _wanted(session), self._noise(session)
+            for _ in range(_LOOKS_TO_WARM + _LOOKS):
+                session.run(wanted, noise)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        took: dict[str, list[float]] = {}
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                took.setdefault(event["name"], []).append(event["dur"] / 1000)
+        return {name: float(np.mean(ms[_LOOKS_TO_WARM:])) for name, ms in took.items()}
+
+    def _noise(self, session: Any) -> dict[str, NDArray[np.float32]]:
         rng = np.random.default_rng(0)
-        inputs = {
+        return {
             entry.name: rng.standard_normal((self.batch, *entry.shape[1:]), np.float32)
             for entry in session.get_inputs()
         }
-        found = [output.name for output in session.get_outputs()]
-        wanted = [BOXES_NAME, SCORES_NAME] if BOXES_NAME in found else found
-        call = partial(session.run, wanted, inputs)
-        return lambda runs: sample(call, runs=runs, warm_up=0, clock=self.clock)
 
 
 class OnnxRuntimeCuda:
     """ONNX Runtime on an NVIDIA GPU: inputs and outputs stay there, so copies are not timed.
 
-    Wall time is read, from the call until the GPU has finished. TF32 is off.
+    Wall time is read, from the call until the GPU has finished. TF32 is off, and convolutions are
+    chosen by cuDNN's heuristics.
 
     Args:
         index: Which GPU, as its driver counts them.
@@ -115,11 +152,16 @@ class OnnxRuntimeCuda:
     provider, device_type = "CUDAExecutionProvider", "cuda"
     threads = 1
     clock: Clock = "wall"
+    kept_bytes = KEPT_ON_GPU
 
     def __init__(self, *, index: int = 0, batch: int = 1) -> None:
         self.index, self.batch = index, batch
         self.version = runtime_version()
-        self.settings: Mapping[str, Any] = {"cuda_graph": False, "tf32": False}
+        self.settings: Mapping[str, Any] = {
+            "cuda_graph": False,
+            "tf32": False,
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
 
     def open(self, model: bytes) -> Timed:
         """Open a model; see `Runtime.open`."""
@@ -135,4 +177,24 @@ class OnnxRuntimeCuda:
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
 
-        return lambda runs: sample(call, runs=runs, warm_up=0, clock=self.clock)
+        return lambda runs: _sampled(call, runs, self.clock)
+
+    def operator_ms(self, model: bytes) -> dict[str, float]:
+        """Return nothing: its profile has when the GPU was asked, not how long it took."""
+        return {}
+
+
+def _wanted(session: Any) -> list[str]:
+    """Return the outputs that a detector is run for, or all of another model."""
+    found = [output.name for output in session.get_outputs()]
+    return [BOXES_NAME, SCORES_NAME] if BOXES_NAME in found else found
+
+
+def _sampled(call: Callable[[], object], runs: int, clock: Clock) -> NDArray[np.float64]:
+    try:
+        return sample(call, runs=runs, warm_up=0, clock=clock)
+    except Exception as error:  # ONNX Runtime has a dozen types without a common base of its own
+        raise UserError(
+            f"ONNX Runtime failed while a model ran: {str(error).splitlines()[0]}; see that the "
+            "device is still there, and run the same command again: whole passes are kept"
+        ) from error

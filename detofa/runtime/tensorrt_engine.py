@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from detofa.errors import UserError
 from detofa.runtime.cuda import Cuda
-from detofa.runtime.runtimes import FLUSHED_BYTES, Timed
+from detofa.runtime.runtimes import FLUSHED_BYTES, KEPT_ON_GPU, Timed
 from detofa.timer import Clock
 
+_LOOKS, _LOOKS_TO_WARM = 12, 3  # runs in which layers are looked at, and before them
 _LARGEST_ITEM = 8  # bytes of a value, whatever its type
 
 
@@ -208,6 +209,7 @@ class TensorRt:
     precision = "fp32"
     threads = 1
     clock: Clock = "events"
+    kept_bytes = KEPT_ON_GPU
 
     def __init__(self, *, index: int = 0, batch: int = 1, cuda: Cuda | None = None) -> None:
         self.batch = batch
@@ -228,6 +230,38 @@ class TensorRt:
 
     def open(self, model: bytes) -> Timed:
         """Build an engine and open it; see `Runtime.open`."""
+        engine, context = self._built(model)
+        buffers = _Buffers(self._cuda, self._bind(engine, context))
+
+        def timed(runs: int) -> NDArray[np.float64]:
+            assert buffers.pointers, "the engine's memory is still held"
+            return np.array([self._run(context) for _ in range(runs)])
+
+        return timed
+
+    def operator_ms(self, model: bytes) -> dict[str, float]:
+        """Return what each layer takes by TensorRT's profiler; see `Runtime.operator_ms`.
+
+        A layer's name holds those of the operators that were fused into it.
+        """
+        engine, context = self._built(model)
+        took: dict[str, list[float]] = {}
+
+        class Layers(self._trt.IProfiler):  # type: ignore[name-defined, misc]
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                took.setdefault(layer_name, []).append(ms)
+
+        layers = Layers()  # held for as long as the context may call it
+        context.profiler = layers
+        buffers = _Buffers(self._cuda, self._bind(engine, context))
+        for _ in range(_LOOKS_TO_WARM + _LOOKS):
+            self._run(context)
+        assert buffers.pointers, "the engine's memory is still held"
+        del context, layers
+        return {name: float(np.mean(ms[_LOOKS_TO_WARM:])) for name, ms in took.items()}
+
+    def _built(self, model: bytes) -> tuple[Any, Any]:
+        """Return the engine of a model and a context that runs it."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             path.write_bytes(model)
@@ -237,14 +271,7 @@ class TensorRt:
         engine = checked(
             self._runtime.deserialize_cuda_engine(built.data), "open the engine that it built"
         )
-        context = checked(engine.create_execution_context(), "create an execution context")
-        buffers = _Buffers(self._cuda, self._bind(engine, context))
-
-        def timed(runs: int) -> NDArray[np.float64]:
-            assert buffers.pointers, "the engine's memory is still held"
-            return np.array([self._run(context) for _ in range(runs)])
-
-        return timed
+        return engine, checked(engine.create_execution_context(), "create an execution context")
 
     def _bind(self, engine: Any, context: Any) -> list[int]:
         """Give every input and output memory of its own, inputs with noise; return what is held."""

@@ -95,6 +95,8 @@ def test_results_of_a_kit_make_a_table(results: Path) -> None:
     assert table.runtime == "onnxruntime-cpu"
     assert table.method["passes"] == 2
     assert len(table.detectors) == 11
+    assert table.shares is not None
+    assert table.shares["head"] > table.shares["decoding"] > 0
     smallest, largest = table.predict(SPACE.ends)
     assert smallest < largest
 
@@ -214,6 +216,10 @@ def test_results_that_cannot_be_trusted_are_refused(results: Path, tmp_path: Pat
         ({"conditions": conditions | {"runtime": "../../x"}}, "should be by one of"),
         ({"conditions": conditions | {"schedule": {"passes": 0}}}, "passes should be a whole"),
         ({"conditions": {}}, "not the conditions"),
+        ({"operators_ms": {}}, "not what a kit writes"),
+        ({"operators_ms": {key: {"a": -1} for key in PLAN.looked_at}}, "not negative"),
+        ({"operators_ms": {key: {"a": "b"} for key in PLAN.looked_at}}, "not what a kit writes"),
+        ({"state": 5}, "not what a kit writes"),
     ]
     for changes, message in nonsense:
         with pytest.raises(UserError, match=message):

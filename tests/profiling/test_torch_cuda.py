@@ -1,7 +1,9 @@
 """PyTorch on a GPU: really where there is one, and on the processor with CUDA's calls faked."""
 
 import contextlib
+import gc
 import time
+import weakref
 from typing import Any
 
 import numpy as np
@@ -83,6 +85,25 @@ def test_every_run_is_one_replay_between_two_events(precision: str) -> None:
     assert runtime.settings["cuda_graph"]
 
 
+def test_what_a_graph_reads_and_writes_lives_as_long_as_it() -> None:
+    runtime = OnCpu()
+    made: list[weakref.ref[Any]] = []
+    captured = runtime._captured
+
+    def noted(module: Any, images: Any) -> Any:
+        made.extend([weakref.ref(module), weakref.ref(images)])
+        return captured(module, images)
+
+    runtime._captured = noted  # type: ignore[method-assign]
+    timed = runtime.open(SPEC)
+    gc.collect()
+    assert [thing() is not None for thing in made] == [True, True]
+    timed(1)
+    del timed
+    gc.collect()
+    assert [thing() for thing in made] == [None, None]
+
+
 def test_a_spec_makes_the_detector_that_is_exported() -> None:
     largest = SPACE.ends[1]
     module, image_size = detector_of(detector_spec(SPACE, largest, top_k=7))
@@ -127,3 +148,13 @@ def test_a_gpu_runs_graphs_that_take_longer_for_larger_detectors(precision: str)
         np.median(runtime.open(detector_spec(SPACE, row, top_k=300))(20)[5:]) for row in SPACE.ends
     )
     assert 0.01 < small < large
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
+def test_many_graphs_on_a_gpu_keep_their_memory() -> None:
+    runtime = TorchCuda(precision="fp16")
+    opened = [
+        runtime.open(detector_spec(SPACE, row, top_k=300)) for row in SPACE.ends for _ in "ab"
+    ]
+    torch.cuda.empty_cache()
+    assert all((timed(3) > 0).all() for timed in opened)

@@ -28,6 +28,7 @@ class Scripted:
     name, version, precision = "scripted", "1", "fp32"
     batch = threads = 1
     clock: Clock = "wall"
+    kept_bytes = 100
 
     def __init__(self, took_ms: Callable[[str, int], float], stop_at: int | None = None) -> None:
         self.took_ms, self.stop_at = took_ms, stop_at
@@ -46,6 +47,9 @@ class Scripted:
             return np.full(runs, self.took_ms(name, self.visited.count(name)))
 
         return timed
+
+    def operator_ms(self, model: bytes) -> dict[str, float]:
+        return {}
 
 
 def measure(

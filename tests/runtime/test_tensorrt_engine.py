@@ -1,6 +1,7 @@
 """Engines opened and timed, against the names of the real bindings and a CUDA runtime made up."""
 
 import ctypes
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from detofa.errors import UserError
+from detofa.profiling.parts import time_of_places
 from detofa.runtime.cuda import Cuda
 from detofa.runtime.tensorrt_engine import TensorRt
 from tests.fake_tensorrt import VERSIONS, fake_tensorrt
@@ -105,6 +107,24 @@ def test_builds_start_from_the_timings_of_the_one_before(
     runtime.open(b"onnx")
     given = [args for name, args in module.calls if name == "IBuilderConfig.create_timing_cache"]
     assert given == [(b"",), (b"timings",)]
+
+
+def test_the_profiler_tells_what_layers_take(
+    listing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _, runtime = opened(listing, monkeypatch, Library())
+    clock = itertools.count(1)
+
+    def execute(stream: int) -> bool:
+        profiler = module.answers["IExecutionContext.profiler"]
+        profiler.report_layer_time("backbone/0/conv_0 + backbone/0/relu_1", float(next(clock)))
+        profiler.report_layer_time("Reformatting CopyNode", 0.5)
+        return True
+
+    module.answers["IExecutionContext.execute_async_v3"] = execute
+    operator_ms = runtime.operator_ms(b"onnx")
+    assert list(operator_ms.values()) == [9.5, 0.5]  # the mean of 4 to 15
+    assert time_of_places(operator_ms) == {"backbone/0": 10.0}
 
 
 @pytest.mark.parametrize(
