@@ -2,11 +2,13 @@
 
     python -m benchmarks.latency TABLE --verifications 3
     python -m benchmarks.latency TABLE --run RUN --searches 50
+    python -m benchmarks.latency TABLE --predictions 1000000
 
 TABLE is a file that `detofa profile` wrote. A verification measures fresh detectors, as `detofa
 profile --verify` does, and is kept in the table. The searches choose detectors of a run for random
 budgets, as `detofa search --latency` does; afterwards all winners are measured in passes of their
-own. Figures also go into DIR/verifications.json and DIR/searches.json, with --output DIR.
+own. Predictions, with intervals, are only timed, on one core. Figures of the first two also go
+into DIR/verifications.json and DIR/searches.json, with --output DIR.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from detofa.profiling.measure import detector_builders
 from detofa.profiling.table import LatencyTable, load_table
 from detofa.profiling.verify import Verification, verify_table
 from detofa.reachable import reachable_range
+from detofa.timer import measure
 from detofa.train.run import RunFolder
 
 _PASSES = 40  # of the independent measurement
@@ -94,6 +97,14 @@ def searches(run: RunFolder, table: LatencyTable, count: int, seed: int) -> list
     return rows
 
 
+def predictions(table: LatencyTable, count: int) -> None:
+    """Time predictions of so many random archs."""
+    genes = table.space.sample(np.random.default_rng(0), count)
+    table.predict_interval(genes[:1])  # what is kept from call to call is there
+    took = measure(lambda: table.predict_interval(genes), runs=3, warm_up=0, clock="thread")
+    print(f"{count:,} archs of {table.space.name} in {took.p50_ms / 1000:.2f} s of one core")
+
+
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(
@@ -105,6 +116,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="folder of a trained run of the table's space")
     parser.add_argument("--verifications", type=int, default=0)
     parser.add_argument("--searches", type=int, default=0)
+    parser.add_argument("--predictions", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(), help="folder for figures as JSON")
     options = parser.parse_args()
@@ -117,6 +129,8 @@ def main() -> None:
         valid = [one for one in found if one.is_valid]
         if valid:
             replace(table, verification=valid[-1].to_json()).save(options.table.parent)
+    if options.predictions:
+        predictions(table, options.predictions)
     if options.searches:
         rows = searches(RunFolder(path=options.run), table, options.searches, options.seed)
         _write(options, "searches", rows)

@@ -56,4 +56,12 @@ def figures_of(
             source="measured",
             conditions=conditions | {"slowdown_since_table": round(slowdown, 4)},
         )
+    if table.batch > 1:
+        told = figures.get("latency", figures["latency_predicted"])
+        figures["throughput"] = Figure(
+            value=1000 * table.batch / told.value,
+            unit="images/s",
+            source=told.source,
+            conditions=told.conditions,
+        )
     return figures

@@ -245,13 +245,15 @@ def devices() -> None:
         print(f"{device.kind}: {device.name}" + (f", {cores} usable cores" if cores else ""))
     found = [entry for folder in table_folders() for entry in read_tables(folder)]
     if not found:
-        print("no latency tables here; `detofa profile` makes one")
+        print("no latency tables here")
     for path, table in found:
         print(f"\n{path}")
         if isinstance(table, UserError):
             print(f"  broken: {table}")
         else:
             _show_table_of(table)
+    print("\n`detofa profile` measures this machine (--help: its GPUs, threads, batches; --space);")
+    print("`detofa profile --device NAME --make-kit kit.zip` packs what measures another device")
 
 
 def bench(

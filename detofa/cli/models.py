@@ -1,5 +1,6 @@
 """`detofa export`, `eval` and `predict`: from subnet.json to files, figures and pictures."""
 
+import dataclasses
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detofa.cli.display import average_precision, show_table
-from detofa.cli.options import Seed, SkipBad, Threads
+from detofa.cli.display import average_precision, show_table, shown_progress
+from detofa.cli.options import Seed, SkipBad, Threads, parsed
 from detofa.cli.runs import data_of_subnet
 from detofa.errors import UserError
 
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from detofa.data.evaluation import AveragePrecision
-    from detofa.export.export import Exported
+    from detofa.export.export import Exported, Judge
     from detofa.runtime.detections import Detections
     from detofa.runtime.detector import Detector
     from detofa.subnet import Subnet
+    from detofa.supernet.detector import StaticDetector
 
 _IMAGES_TO_VERIFY = 8
+_IMAGES_TO_JUDGE = 500
 Model = Annotated[Path, typer.Argument(help="An .onnx file or a subnet.json.")]
 
 
@@ -39,13 +42,23 @@ def export(
         Path | None, typer.Option(help="The file to write.  [default: NAME.onnx beside it]")
     ] = None,
     to: Annotated[Target, typer.Option(help="ONNX, or a TensorRT engine beside it.")] = Target.ONNX,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 or int8; boxes are decoded in fp32 in any case.")
+    ] = "fp32",
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder with images to verify on.  [default: the run's data set]"),
+        typer.Option(help="Data set, or images, to verify on.  [default: the run's data set]"),
     ] = None,
+    split: Annotated[str, typer.Option(help="Split whose average precision is compared.")] = "val",
+    calibrate_on: Annotated[
+        int, typer.Option(min=1, help="Images of the training split that int8 is calibrated on.")
+    ] = 64,
     seed: Seed = 0,
 ) -> None:
-    """Write a detector as one ONNX file, verified against PyTorch, with a manifest beside it."""
+    """Write a detector as one ONNX file, verified against PyTorch, with a manifest beside it.
+
+    What is not as good as PyTorch is kept as NAME.onnx.rejected only; the exit code is then 1.
+    """
     if to is Target.TENSORRT:
         from detofa.runtime.tensorrt_engine import import_tensorrt
 
@@ -54,20 +67,29 @@ def export(
 
     from detofa.blocks import NeckHead
     from detofa.export.export import export_subnet
+    from detofa.export.precision import check_precision
     from detofa.supernet.decode import DecodedDetector
     from detofa.train.checkpoint import load_subnet
 
+    wanted = parsed(check_precision, precision, "--precision")
     record, detector = load_subnet(_is_subnet(subnet))
     neck_head = record.space.blocks(record.arch)[-1]
     assert isinstance(neck_head, NeckHead)
     rng = np.random.default_rng(seed)
-    exported = export_subnet(
-        DecodedDetector(detector, neck_head, record.postprocessing.top_k).eval(),
-        record,
-        output or subnet.with_suffix(".onnx"),
-        images=_images_to_verify(record, data, rng),
-        rng=rng,
-    )
+    root = data or data_of_subnet(record)
+    name = ".onnx" if wanted == "fp32" else f".{wanted}.onnx"
+    with shown_progress() as on_progress:
+        exported = export_subnet(
+            DecodedDetector(detector, neck_head, record.postprocessing.top_k).eval(),
+            record,
+            output or subnet.with_suffix(name),
+            images=_images_to_verify(root, rng),
+            rng=rng,
+            precision=wanted,
+            calibration=_images_to_calibrate(root, calibrate_on, rng) if wanted == "int8" else None,
+            judge=_judge(detector, record, root, split, rng),
+            on_progress=on_progress,
+        )
     _show_export(exported)
     if to is Target.TENSORRT:
         from detofa.export.to_tensorrt import build_engine
@@ -88,7 +110,6 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a detector's COCO average precision on a split."""
-    import dataclasses
     import json
 
     from detofa.data.dataset import Category, load_dataset
@@ -192,29 +213,99 @@ def _is_subnet(path: Path) -> Path:
 
 
 def _images_to_verify(
-    subnet: "Subnet", data: Path | None, rng: "np.random.Generator"
+    root: Path | None, rng: "np.random.Generator"
 ) -> "dict[str, NDArray[np.uint8]]":
     """Return real images to compare on; noise, with a note, where none can be reached."""
     import numpy as np
 
-    from detofa.imaging import read_image
-
-    root = data or data_of_subnet(subnet)
     if root is None:
         print("the run's data set is not found from here: verified on noise only (see --data)")
         return {"noise": rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)}
+    return _some_images(root, _image_files([root]), _IMAGES_TO_VERIFY, rng)
+
+
+def _images_to_calibrate(
+    root: Path | None, count: int, rng: "np.random.Generator"
+) -> "dict[str, NDArray[np.uint8]]":
+    """Return images of the training split, or of a plain folder.
+
+    Raises:
+        UserError: there are none.
+    """
+    from detofa.data.dataset import load_dataset
+
+    if root is None:
+        raise UserError(
+            "int8 is calibrated on images, and the run's data set is not found from here; name a "
+            "data set or a folder of images with --data"
+        )
+    try:
+        paths = [one.path for one in load_dataset(root, "train", skip_bad=True).images]
+    except UserError:
+        paths = _image_files([root])  # a folder of images will do
+    return _some_images(root, paths, count, rng)
+
+
+def _some_images(
+    root: Path, paths: Sequence[Path], count: int, rng: "np.random.Generator"
+) -> "dict[str, NDArray[np.uint8]]":
+    """Return some images that can be read, by their path from a folder."""
+    from detofa.imaging import read_image
+
     images = {}
-    paths = _image_files([root])
     for index in rng.permutation(len(paths)):
         try:
             images[str(paths[index].relative_to(root))] = read_image(paths[index])
         except UserError:
             continue  # a broken image of the data set; others will do
-        if len(images) == _IMAGES_TO_VERIFY:
+        if len(images) == count:
             break
     if not images:
         raise UserError(f"no image under {root} can be read; name another folder with --data")
     return images
+
+
+def _judge(
+    module: "StaticDetector",
+    subnet: "Subnet",
+    root: Path | None,
+    split: str,
+    rng: "np.random.Generator",
+) -> "Judge | None":
+    """Return what compares average precision; None, with a note, where there are no true boxes."""
+    from detofa.data.dataset import Category, load_dataset
+    from detofa.export.export import Judge
+    from detofa.runtime.detector import Detector
+    from detofa.train.evaluate import evaluate_detector, torch_detector
+
+    expected = tuple(Category(id=number, name=name) for number, name in subnet.categories)
+    try:
+        if root is None:
+            raise UserError("the run's data set is not found from here")
+        dataset = load_dataset(root, split, categories=expected, skip_bad=True)
+    except UserError as error:
+        print(f"average precision is not compared: {error}")
+        return None
+    if len(dataset.images) > _IMAGES_TO_JUDGE:
+        rows = sorted(rng.permutation(len(dataset.images))[:_IMAGES_TO_JUDGE].tolist())
+        dataset = dataclasses.replace(dataset, images=tuple(dataset.images[row] for row in rows))
+
+    def ap(detector: Detector) -> float:
+        return evaluate_detector(detector, dataset)[0].ap
+
+    reference = torch_detector(
+        module,
+        subnet.space,
+        subnet.arch,
+        subnet.preprocessing,
+        subnet.categories,
+        subnet.postprocessing,
+    )
+    return Judge(
+        ap=lambda session: ap(Detector.of_subnet(session, subnet)),
+        reference_ap=ap(reference),
+        about={"split": dataset.split, "images": len(dataset.images)},
+    )
 
 
 def _show_export(exported: "Exported") -> None:
@@ -226,6 +317,18 @@ def _show_export(exported: "Exported") -> None:
         f"{report['num_matched']} of {report['num_compared']} boxes found again, worst IoU "
         f"{report['worst_iou']:.4f}, worst score difference {report['worst_score_difference']:.1e}"
     )
+    verified = exported.manifest.parity
+    judged, kept = verified["average_precision"], verified["kept_fp32"]
+    if judged is not None:
+        print(
+            f"AP on {judged['images']} images ({judged['split']}): {judged['file']:.4f} from the "
+            f"file, {judged['pytorch']:.4f} from PyTorch"
+        )
+    if exported.manifest.precision != "fp32":
+        print(
+            f"{verified['share_of_macs']:.1%} of the convolutions' multiply-accumulates are in "
+            f"{exported.manifest.precision}; {len(kept)} convolutions stay fp32"
+        )
     print(f"next: `detofa predict {exported.model_path} IMAGES`")
 
 

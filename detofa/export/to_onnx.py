@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from detofa.errors import UserError
+from detofa.export.rewrite import fold_batch_norms
 from detofa.files import write_bytes
 from detofa.runtime.session import BOXES_NAME, SCORES_NAME
 
@@ -66,18 +67,28 @@ def export_onnx(
     assert set(drop_outputs) < set(output_names), (drop_outputs, output_names)
     example = torch.zeros(2, 3, *image_size)  # a batch of 1 might be taken for a constant
     model = onnx_model(module, (example,), input_names=[input_name], output_names=output_names)
+    fold_batch_norms(model)
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
+    return write_onnx(model, path, drop_outputs=drop_outputs)
+
+
+def write_onnx(
+    model: onnx.ModelProto, path: Path, *, drop_outputs: Sequence[str] = RAW_OUTPUTS
+) -> OnnxExport:
+    """Write a model without some of its outputs; see `export_onnx`."""
     checked_model = model.SerializeToString()
+    written = onnx.ModelProto()
+    written.CopyFrom(model)
     kept = [output for output in model.graph.output if output.name not in set(drop_outputs)]
-    del model.graph.output[:]
-    model.graph.output.extend(kept)
-    onnx.checker.check_model(model, full_check=True)
-    write_bytes(path, model.SerializeToString())
+    del written.graph.output[:]
+    written.graph.output.extend(kept)
+    onnx.checker.check_model(written, full_check=True)
+    write_bytes(path, written.SerializeToString())
     return OnnxExport(
-        opset=_opset(model),
-        inputs={entry.name: _shape(entry) for entry in model.graph.input},
-        outputs={entry.name: _shape(entry) for entry in model.graph.output},
+        opset=_opset(written),
+        inputs={entry.name: _shape(entry) for entry in written.graph.input},
+        outputs={entry.name: _shape(entry) for entry in written.graph.output},
         checked_model=checked_model,
     )
 

@@ -19,6 +19,8 @@ from detofa.runtime.postprocess import pairwise_iou
 from detofa.runtime.session import BOXES_NAME, SCORES_NAME, OnnxSession, open_onnx
 
 BATCH_SIZES = (1, 2, 5)
+FEWEST_BOXES = 100
+"""Boxes that must be found again for a comparison to say anything."""
 Outputs = Mapping[str, NDArray[np.float32]]
 
 
@@ -31,12 +33,14 @@ class Tolerance:
         box_iou: Least intersection over union of two boxes that count as the same.
         corner_pixels: Boxes whose corners are no further apart are the same even without area.
         score: Largest difference of their scores.
+        found: Part of the boxes that must be found again.
     """
 
     head_relative_error: float = 1e-4
     box_iou: float = 0.99
     corner_pixels: float = 0.01
     score: float = 1e-3
+    found: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +93,12 @@ class ParityReport:
                         f"{where}: {head} differs by {error:.1e} of its largest value, more than "
                         f"{self.tolerance.head_relative_error:.0e}"
                     )
-            if case.num_matched < case.num_compared:
+            if case.num_matched < self.tolerance.found * case.num_compared:
                 missing = case.num_compared - case.num_matched
                 found.append(f"{where}: {missing} of {case.num_compared} boxes are not found again")
+        matched = sum(case.num_matched for case in self.cases)
+        if not found and matched < FEWEST_BOXES:
+            found.append(f"only {matched} boxes were compared, {FEWEST_BOXES} are needed")
         return tuple(found)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,11 +1,15 @@
 """Runtimes that open models to be timed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from detofa.errors import UserError
 from detofa.export.onnx_from_blocks import detector_onnx
 from detofa.presets import preset
+from detofa.profiling.parts import time_of_places
+from detofa.runtime.measuring import SampleLog, Schedule, measure_models
 from detofa.runtime.runtimes import OnnxRuntimeCpu, OnnxRuntimeCuda
 
 pytest.importorskip("onnxruntime")
@@ -39,3 +43,36 @@ def test_a_gpu_that_this_onnx_runtime_cannot_use_is_no_silent_fall_back() -> Non
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(UserError, match="this ONNX Runtime has no CUDAExecutionProvider"):
         OnnxRuntimeCuda().open(MODEL)
+
+
+def test_a_device_that_vanishes_is_told_and_the_passes_before_it_stay(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    run, left = onnxruntime.InferenceSession.run, iter(range(12))
+
+    def vanishing(session: object, *arguments: object) -> object:
+        if next(left, None) is None:
+            raise RuntimeError("CUDA failure 999: unknown error ; GPU=0\nmore lines")
+        return run(session, *arguments)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", vanishing)
+    path = tmp_path / "log.jsonl"
+    log = SampleLog("ab", 3, path)
+    schedule = Schedule(passes=5, extra_passes=0)
+    models = {name: lambda: MODEL for name in "ab"}
+    with pytest.raises(UserError, match=r"CUDA failure 999: unknown error ; GPU=0; see that"):
+        measure_models(models, OnnxRuntimeCpu(), schedule, log)
+    assert len(SampleLog("ab", 3, path).samples.passes) == 1
+
+
+def test_operators_are_told_with_the_place_they_are_at() -> None:
+    operator_ms = OnnxRuntimeCpu().operator_ms(MODEL)
+    assert min(operator_ms.values()) >= 0
+    took = time_of_places(operator_ms)
+    blocks = SPACE.blocks(SPACE.smallest)
+    backbone = [f"backbone/{index}" for index in range(len(blocks) - 1)]
+    assert list(took) == [*backbone, "neck", "head", "decoding"]
+    assert sum(took.values()) == pytest.approx(sum(operator_ms.values()))
+    assert took["head"] > took["decoding"]

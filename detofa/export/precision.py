@@ -1,0 +1,160 @@
+"""Lower precision: a graph rewritten to fp16 or int8, with what suffers most kept in fp32."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from detofa.errors import UserError
+from detofa.export.quantize import to_int8
+from detofa.export.rewrite import conv_macs, share_of_format, to_fp16
+from detofa.export.to_onnx import RAW_OUTPUTS
+from detofa.export.verify import Tolerance
+from detofa.runtime.session import open_onnx
+
+Precision = Literal["fp32", "fp16", "int8"]
+Inputs = Sequence[NDArray[np.generic]]
+
+LEAST_SHARE = 0.9
+"""Part of the convolutions' multiply-accumulates that must really be in the precision named."""
+
+_WEIGHT_PARTS = 5  # of a weight's dotted name that say which group a convolution belongs to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """What a file of some precision must reach.
+
+    Attributes:
+        tolerance: How far it may be from PyTorch.
+        ap_loss: By how much its average precision may be lower, from 0 to 1.
+        ap_gain: By how much it may be higher.
+    """
+
+    tolerance: Tolerance
+    ap_loss: float
+    ap_gain: float
+
+
+BARS: Mapping[Precision, Bar] = {
+    "fp32": Bar(tolerance=Tolerance(), ap_loss=0.001, ap_gain=0.001),
+    "fp16": Bar(
+        tolerance=Tolerance(
+            head_relative_error=0.02, box_iou=0.95, corner_pixels=0.5, score=0.02, found=0.99
+        ),
+        ap_loss=0.002,
+        ap_gain=0.002,
+    ),
+    "int8": Bar(
+        tolerance=Tolerance(
+            head_relative_error=1.0, box_iou=0.5, corner_pixels=8.0, score=0.3, found=0.8
+        ),
+        ap_loss=0.007,
+        ap_gain=1.0,
+    ),
+}
+"""Of int8 the average precision decides; its boxes need only be recognisable."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lowered:
+    """A model in lower precision.
+
+    Attributes:
+        model: The model.
+        kept: Convolutions that stay fp32.
+        share: Part of the convolutions' multiply-accumulates that is in the precision.
+    """
+
+    model: onnx.ModelProto
+    kept: tuple[str, ...]
+    share: float
+
+
+def lower(
+    model: onnx.ModelProto, precision: Precision, images: Inputs, *, keep: Collection[str] = ()
+) -> Lowered:
+    """Rewrite a model in a precision.
+
+    Args:
+        model: An fp32 model with its raw heads as outputs.
+        precision: `fp16` or `int8`.
+        images: Inputs of one image each, on which int8 is calibrated.
+        keep: Convolutions that stay fp32.
+
+    Raises:
+        UserError: int8 without images.
+    """
+    if precision == "fp16":
+        lowered = to_fp16(model, RAW_OUTPUTS, keep=keep)
+    else:
+        lowered = to_int8(model, images, keep=keep)
+    share = share_of_format(conv_macs(lowered), precision)
+    return Lowered(model=lowered, kept=tuple(sorted(keep)), share=share)
+
+
+def most_harmed_first(
+    model: onnx.ModelProto, precision: Precision, images: Inputs
+) -> list[tuple[str, ...]]:
+    """Return groups of convolutions, first the one whose lower precision changes the heads most.
+
+    Each group (a block, a tower of the head) is lowered alone, and all else stays fp32.
+
+    Args:
+        model: An fp32 model with its raw heads as outputs.
+        precision: `fp16` or `int8`.
+        images: Inputs of one image each, on which heads are compared and int8 is calibrated.
+    """
+    groups: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            group = ".".join(node.input[1].split(".")[:_WEIGHT_PARTS])
+            groups.setdefault(group, []).append(node.name)
+    every = {name for names in groups.values() for name in names}
+    wanted = _heads(model, images)
+    harm = {
+        group: _difference(
+            wanted, _heads(lower(model, precision, images, keep=every - set(names)).model, images)
+        )
+        for group, names in groups.items()
+    }
+    return [tuple(groups[group]) for group in sorted(harm, key=lambda group: -harm[group])]
+
+
+def share_kept(model: onnx.ModelProto, keep: Collection[str]) -> float:
+    """Return the part of the convolutions' multiply-accumulates that some of them do."""
+    macs = conv_macs(model)
+    return sum(macs[name][1] for name in keep) / sum(count for _, count in macs.values())
+
+
+def _heads(model: onnx.ModelProto, images: Inputs) -> list[list[NDArray[np.float32]]]:
+    session = open_onnx(model.SerializeToString())
+    name = session.get_inputs()[0].name
+    return [session.run(list(RAW_OUTPUTS), {name: image}) for image in images]
+
+
+def _difference(
+    wanted: list[list[NDArray[np.float32]]], found: list[list[NDArray[np.float32]]]
+) -> float:
+    """Return the mean square difference of the heads, over their mean square."""
+    total = 0.0
+    for head in range(len(RAW_OUTPUTS)):
+        first = np.stack([outputs[head] for outputs in wanted])
+        second = np.stack([outputs[head] for outputs in found])
+        total += float(np.mean((first - second) ** 2) / np.mean(first**2))
+    return total
+
+
+def check_precision(name: str) -> Precision:
+    """Return the name of a precision as such.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    for known in BARS:
+        if known == name:
+            return known
+    raise UserError(f"no precision is called {name!r}; there are {', '.join(BARS)}")
