@@ -36,6 +36,20 @@ class Target(StrEnum):
     TENSORRT = "tensorrt"
 
 
+class Input(StrEnum):
+    """What a file takes."""
+
+    FLOAT = "float"
+    UINT8 = "uint8"
+
+
+class Nms(StrEnum):
+    """Where boxes that others cover are left out."""
+
+    OUTSIDE = "outside"
+    IN_GRAPH = "in-graph"
+
+
 def export(
     subnet: Annotated[Path, typer.Argument(help="A subnet.json that `detofa search` wrote.")],
     output: Annotated[
@@ -45,6 +59,21 @@ def export(
     precision: Annotated[
         str, typer.Option(help="fp32, fp16 or int8; boxes are decoded in fp32 in any case.")
     ] = "fp32",
+    input_kind: Annotated[
+        Input,
+        typer.Option(
+            "--input",
+            help="float: normalised, (batch, 3, H, W); uint8: letterboxed images as they are, "
+            "(batch, H, W, 3).",
+        ),
+    ] = Input.FLOAT,
+    nms: Annotated[
+        Nms,
+        typer.Option(help="in-graph: the file gives detections, padded, and how many they are."),
+    ] = Nms.OUTSIDE,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images of one call.  [default: any number]")
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Data set, or images, to verify on.  [default: the run's data set]"),
@@ -86,6 +115,9 @@ def export(
             images=_images_to_verify(root, rng),
             rng=rng,
             precision=wanted,
+            batch=batch,
+            pixels=input_kind is Input.UINT8,
+            suppress=nms is Nms.IN_GRAPH,
             calibration=_images_to_calibrate(root, calibrate_on, rng) if wanted == "int8" else None,
             judge=_judge(detector, record, root, split, rng),
             on_progress=on_progress,

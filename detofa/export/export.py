@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from detofa.errors import UserError
+from detofa.export.in_graph import add_suppression, take_pixels
 from detofa.export.precision import (
     BARS,
     LEAST_SHARE,
@@ -22,11 +24,11 @@ from detofa.export.precision import (
     most_harmed_first,
     share_kept,
 )
-from detofa.export.to_onnx import export_onnx, write_onnx
+from detofa.export.to_onnx import OnnxExport, export_onnx, write_onnx
 from detofa.export.verify import ParityReport, verify_onnx
 from detofa.files import atomic_path, sha256_file
 from detofa.imaging import letterbox
-from detofa.runtime.detector import SUBNET_KEY
+from detofa.runtime.detector import SUBNET_KEY, Detector
 from detofa.runtime.manifest import Manifest, manifest_path
 from detofa.runtime.session import OnnxSession, Session
 from detofa.subnet import Subnet
@@ -75,6 +77,9 @@ def export_subnet(
     images: Mapping[str, NDArray[np.uint8]],
     rng: np.random.Generator,
     precision: Precision = "fp32",
+    batch: int | None = None,
+    pixels: bool = False,
+    suppress: bool = False,
     calibration: Mapping[str, NDArray[np.uint8]] | None = None,
     judge: Judge | None = None,
     on_progress: Callable[[str, float], None] = lambda doing, done: None,
@@ -92,6 +97,9 @@ def export_subnet(
         images: Real images, (H, W, 3) uint8, by name, on which both are compared.
         rng: Source of the noise that they are compared on as well.
         precision: Number format of the network.
+        batch: Images of one call; any number if not given.
+        pixels: Whether the file takes images as they are; see `take_pixels`.
+        suppress: Whether it gives detections and not candidates; see `add_suppression`.
         calibration: Images by name that int8 is calibrated on; `images` if not given.
         judge: Compares average precision too.
         on_progress: Told how far it is.
@@ -105,59 +113,46 @@ def export_subnet(
         raise UserError(f"the file to export to should end in .onnx, got {path}")
     if not images:
         raise UserError("an export is verified on real images, but none were given; name a folder")
-    bar = BARS[precision]
     with atomic_path(path) as temporary:
         on_progress("exporting", 0.0)
         export = export_onnx(
             module,
             temporary,
             image_size=subnet.arch.image_size,
+            batch=batch,
             metadata={SUBNET_KEY: json.dumps(subnet.to_json(), allow_nan=False)},
         )
-        full, keep = onnx.load_from_string(export.checked_model), list[str]()
         known = calibration or images
-        inputs = [_input(image, subnet)[None] for image in known.values()]
-        groups: list[tuple[str, ...]] | None = None
-        while True:
-            share = 1.0
-            if precision != "fp32":
-                on_progress(f"rewriting to {precision}", 0.3)
-                lowered = lower(full, precision, inputs, keep=keep)
-                export, share = write_onnx(lowered.model, temporary), lowered.share
-            on_progress("comparing with PyTorch", 0.5)
-            report = verify_onnx(
-                module,
-                temporary,
-                export.checked_model,
-                images=images,
-                preprocessing=subnet.preprocessing,
-                rng=rng,
-                tolerance=bar.tolerance,
-            )
-            judged = None if judge is None else _judged(judge, temporary)
-            reasons = [*report.reasons, *_too_far(judged, bar), *_too_little(share, precision)]
-            if not reasons or precision == "fp32":
-                break
-            if groups is None:
-                on_progress("looking for what suffers most", 0.7)
-                groups = most_harmed_first(full, precision, inputs[:_IMAGES_TO_HARM])
-            fitting = [one for one in groups if share_kept(full, [*keep, *one]) <= 1 - LEAST_SHARE]
-            if not fitting:
-                break
-            keep += fitting[0]
-            groups.remove(fitting[0])
-        if reasons:
+        work = _Work(
+            module=module,
+            subnet=subnet,
+            path=temporary,
+            full=onnx.load_from_string(export.checked_model),
+            images=images,
+            inputs=_inputs(list(known.values()), subnet, batch or 1),
+            rng=rng,
+            precision=precision,
+            pixels=pixels,
+            judge=judge,
+            on_progress=on_progress,
+        )
+        found = work.best()
+        export = found.export
+        if suppress and not found.reasons:
+            on_progress("comparing suppression", 0.9)
+            export = _suppressed(export.checked_model, temporary, subnet, images)
+        if found.reasons:
             rejected = path.with_name(path.name + ".rejected")
             temporary.chmod(0o644)
             temporary.replace(rejected)
             raise UserError(
                 f"{path.name} does not do what PyTorch does, so it is kept as {rejected} and must "
-                f"not be used. {_first(tuple(reasons))}"
+                f"not be used. {_first(found.reasons)}"
             )
-    verified = report.to_json() | {
-        "average_precision": judged,
-        "kept_fp32": sorted(keep),
-        "share_of_macs": share,
+    verified = found.report.to_json() | {
+        "average_precision": found.judged,
+        "kept_fp32": list(found.kept),
+        "share_of_macs": found.share,
         "calibrated_on": sorted(known) if precision == "int8" else [],
     }
     manifest = Manifest(
@@ -174,12 +169,129 @@ def export_subnet(
     )
     beside = manifest_path(path)
     manifest.save(beside)
-    return Exported(model_path=path, manifest_path=beside, manifest=manifest, report=report)
+    return Exported(model_path=path, manifest_path=beside, manifest=manifest, report=found.report)
 
 
-def _input(image: NDArray[np.uint8], subnet: Subnet) -> NDArray[np.float32]:
-    placed = letterbox(image, subnet.arch.image_size, subnet.preprocessing.fill)[0]
-    return subnet.preprocessing.normalise(placed)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Attempt:
+    """A file written, and how it stands; without `reasons` it may be shipped."""
+
+    export: OnnxExport
+    report: ParityReport
+    judged: Mapping[str, Any] | None
+    kept: tuple[str, ...]
+    share: float
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Work:
+    """What attempts at one file have in common; see `export_subnet`."""
+
+    module: nn.Module
+    subnet: Subnet
+    path: Path
+    full: onnx.ModelProto
+    images: Mapping[str, NDArray[np.uint8]]
+    inputs: Sequence[NDArray[np.float32]]
+    rng: np.random.Generator
+    precision: Precision
+    pixels: bool
+    judge: Judge | None
+    on_progress: Callable[[str, float], None]
+
+    def best(self) -> _Attempt:
+        """Return the first attempt that is good enough, or the last that could be made."""
+        keep: list[str] = []
+        attempt = self.attempt(keep)
+        if not attempt.reasons or self.precision == "fp32":
+            return attempt
+        self.on_progress("looking for what suffers most", 0.7)
+        for group in most_harmed_first(self.full, self.precision, self.inputs[:_IMAGES_TO_HARM]):
+            if share_kept(self.full, [*keep, *group]) > 1 - LEAST_SHARE:
+                continue
+            keep += group
+            attempt = self.attempt(keep)
+            if not attempt.reasons:
+                break
+        return attempt
+
+    def attempt(self, keep: Sequence[str]) -> _Attempt:
+        """Write the file with some convolutions in fp32, and compare it with PyTorch."""
+        bar, share, model = BARS[self.precision], 1.0, onnx.ModelProto()
+        if self.precision == "fp32":
+            model.CopyFrom(self.full)
+        else:
+            self.on_progress(f"rewriting to {self.precision}", 0.3)
+            lowered = lower(self.full, self.precision, self.inputs, keep=keep)
+            share, model = lowered.share, lowered.model
+        if self.pixels:
+            take_pixels(model, self.subnet.preprocessing)
+        export = write_onnx(model, self.path)
+        self.on_progress("comparing with PyTorch", 0.5)
+        report = verify_onnx(
+            self.module,
+            self.path,
+            export.checked_model,
+            images=self.images,
+            preprocessing=self.subnet.preprocessing,
+            rng=self.rng,
+            tolerance=bar.tolerance,
+        )
+        judged = None if self.judge is None else _judged(self.judge, self.path)
+        reasons = (*report.reasons, *_too_far(judged, bar), *_too_little(share, self.precision))
+        return _Attempt(
+            export=export,
+            report=report,
+            judged=judged,
+            kept=tuple(sorted(keep)),
+            share=share,
+            reasons=reasons,
+        )
+
+
+def _inputs(
+    images: Sequence[NDArray[np.uint8]], subnet: Subnet, batch: int
+) -> list[NDArray[np.float32]]:
+    """Return inputs of the network, (batch, 3, H, W) each; the last images fill up."""
+    preprocessing = subnet.preprocessing
+    placed = [letterbox(one, subnet.arch.image_size, preprocessing.fill)[0] for one in images]
+    whole = -(-len(placed) // batch) * batch
+    normalised = preprocessing.normalise(np.stack((placed * batch)[:whole]))
+    return [normalised[start : start + batch] for start in range(0, whole, batch)]
+
+
+def _suppressed(
+    candidates: bytes, path: Path, subnet: Subnet, images: Mapping[str, NDArray[np.uint8]]
+) -> OnnxExport:
+    """Add suppression to a file, and compare it with the runtime's on images that fill the input.
+
+    Raises:
+        UserError: the two differ, or it cannot be added.
+    """
+    model = onnx.load_from_string(candidates)
+    add_suppression(model, subnet.postprocessing, subnet.arch.image_size)
+    export = write_onnx(model, path)
+    size = subnet.arch.image_size
+    filling = [np.asarray(Image.fromarray(one).resize(size[::-1])) for one in images.values()]
+    with OnnxSession(path) as inside, OnnxSession(candidates) as outside:
+        wanted, found = (
+            Detector.of_subnet(session, subnet).detect(filling, batch_size=len(filling))
+            for session in (outside, inside)
+        )
+    for name, first, second in zip(images, wanted, found, strict=True):
+        same = len(first) == len(second) and (
+            np.array_equal(first.labels, second.labels)
+            and np.allclose(first.scores, second.scores, atol=1e-6)
+            and np.allclose(first.boxes_xyxy, second.boxes_xyxy, atol=1e-3)
+        )
+        if not same:
+            raise UserError(
+                f"suppression inside the graph finds {len(second)} boxes in {name} where the "
+                f"runtime finds {len(first)}, or others; export it without --nms in-graph, and "
+                "report this"
+            )
+    return export
 
 
 def _judged(judge: Judge, path: Path) -> dict[str, Any]:

@@ -44,18 +44,20 @@ def export_onnx(
     path: Path,
     *,
     image_size: tuple[int, int],
+    batch: int | None = None,
     input_name: str = "images",
     output_names: Sequence[str] = OUTPUT_NAMES,
     drop_outputs: Sequence[str] = RAW_OUTPUTS,
     metadata: Mapping[str, str],
 ) -> OnnxExport:
-    """Write a detector as one ONNX file with a free batch size.
+    """Write a detector as one ONNX file.
 
     Args:
         module: Maps images (B, 3, H, W) float32 to as many tensors as `output_names`; on any
             device, in any mode: a copy in evaluation mode is exported.
         path: The file to write; written whole or not at all.
         image_size: (height, width) of the input.
+        batch: Images of one call; any number if not given.
         input_name: Name of the input.
         output_names: Names of the outputs in order.
         drop_outputs: Outputs that are left out of the file, though not of `checked_model`.
@@ -65,8 +67,14 @@ def export_onnx(
         UserError: the exporter is not installed, or cannot export this module.
     """
     assert set(drop_outputs) < set(output_names), (drop_outputs, output_names)
-    example = torch.zeros(2, 3, *image_size)  # a batch of 1 might be taken for a constant
-    model = onnx_model(module, (example,), input_names=[input_name], output_names=output_names)
+    example = torch.zeros(batch or 2, 3, *image_size)  # one image might be taken for a constant
+    model = onnx_model(
+        module,
+        (example,),
+        input_names=[input_name],
+        output_names=output_names,
+        dynamic_batch=batch is None,
+    )
     fold_batch_norms(model)
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)

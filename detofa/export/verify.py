@@ -149,17 +149,17 @@ def verify_onnx(
     assert images, "parity needs at least one real image"
     with OnnxSession(model_path) as session:
         named = dict(images) | _made_images(next(iter(images.values())), session.image_size, rng)
-        inputs = {
-            name: preprocessing.normalise(
-                letterbox(image, session.image_size, preprocessing.fill)[0]
-            )
+        pixels = {
+            name: letterbox(image, session.image_size, preprocessing.fill)[0]
             for name, image in named.items()
         }
+        inputs = {name: preprocessing.normalise(image) for name, image in pixels.items()}
         expected = _run_module(module, inputs)
         raw = open_onnx(checked_model)
+        fed: Mapping[str, NDArray[Any]] = pixels if session.takes_pixels else inputs
         cases = []
-        for batch in _batches(list(named)):
-            stacked = np.stack([inputs[name] for name in batch])
+        for batch in _batches(list(named), session.batch):
+            stacked = np.stack([fed[name] for name in batch])
             boxes_xyxy, scores = session.run(stacked)
             heads = _run_raw(raw, stacked)
             found = heads | {BOXES_NAME: boxes_xyxy, SCORES_NAME: scores}
@@ -179,8 +179,11 @@ def _made_images(
     }
 
 
-def _batches(names: list[str]) -> list[tuple[str, ...]]:
-    """Return every image alone, then batches of different images."""
+def _batches(names: list[str], fixed: int | None) -> list[tuple[str, ...]]:
+    """Return every image alone, then batches of different images; or all in batches of one size."""
+    if fixed is not None:
+        cycle = [*names, *(names * fixed)[:fixed]]
+        return [tuple(cycle[start : start + fixed]) for start in range(0, len(names), fixed)]
     batches: list[tuple[str, ...]] = [(name,) for name in names]
     for size in BATCH_SIZES[1:]:
         batches += [tuple(names[:size]), tuple(names[-size:])]
@@ -199,7 +202,7 @@ def _run_module(module: nn.Module, inputs: Mapping[str, NDArray[np.float32]]) ->
     return expected
 
 
-def _run_raw(session: Any, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+def _run_raw(session: Any, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
     outputs = session.run(list(RAW_OUTPUTS), {session.get_inputs()[0].name: images})
     return dict(zip(RAW_OUTPUTS, outputs, strict=True))
 

@@ -39,6 +39,7 @@ FILES = (
     "profiling/on_device.py",
     "runtime/__init__.py",
     "runtime/cuda.py",
+    "runtime/detections.py",
     "runtime/measuring.py",
     "runtime/runtimes.py",
     "runtime/session.py",

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,18 +74,24 @@ class Detector(Closing):
         found: list[Detections] = []
         for start in range(0, len(images), batch_size):
             inputs, placed = self.prepare(images[start : start + batch_size])
-            boxes_xyxy, scores = self.session.run(inputs)
-            found += self.finish(boxes_xyxy, scores, placed, score_threshold)
+            if self.session.suppresses:
+                detected = zip(self.session.run_suppressed(inputs), placed, strict=True)
+                found += [self._placed(one, where, score_threshold) for one, where in detected]
+            else:
+                boxes_xyxy, scores = self.session.run(inputs)
+                found += self.finish(boxes_xyxy, scores, placed, score_threshold)
         return found
 
-    def prepare(
-        self, images: Sequence[NDArray[np.uint8]]
-    ) -> tuple[NDArray[np.float32], list[Letterbox]]:
-        """Return the network's input (B, 3, H, W) for images, and where each image lies in it."""
+    def prepare(self, images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[Any], list[Letterbox]]:
+        """Return the network's input for images, and where each image lies in it.
+
+        It is (B, 3, H, W) float32, or (B, H, W, 3) uint8 where `session.takes_pixels`.
+        """
         pairs = [
             letterbox(image, self.session.image_size, self.preprocessing.fill) for image in images
         ]
-        inputs = self.preprocessing.normalise(np.stack([pixels for pixels, _ in pairs]))
+        pixels = np.stack([pixels for pixels, _ in pairs])
+        inputs = pixels if self.session.takes_pixels else self.preprocessing.normalise(pixels)
         return inputs, [placed for _, placed in pairs]
 
     def finish(
@@ -101,6 +108,29 @@ class Detector(Closing):
             )
             for row, where in enumerate(placed)
         ]
+
+    def _placed(
+        self, detected: Detections, where: Letterbox, score_threshold: float | None
+    ) -> Detections:
+        """Move detections that the file itself found from its input to the image.
+
+        Raises:
+            UserError: boxes of lower scores are wanted than the file gives.
+        """
+        least = self.postprocessing.score_threshold
+        wanted = least if score_threshold is None else score_threshold
+        if wanted < least:
+            raise UserError(
+                f"this file leaves out scores below {least:g}, and {wanted:g} is wanted (for "
+                "average precision, all are); export it without --nms in-graph"
+            )
+        boxes_xyxy = where.to_original(detected.boxes_xyxy)
+        kept = np.all(boxes_xyxy[:, 2:] > boxes_xyxy[:, :2], axis=1) & (detected.scores >= wanted)
+        return Detections(
+            boxes_xyxy=boxes_xyxy[kept],
+            scores=detected.scores[kept],
+            labels=detected.labels[kept],
+        )
 
     def close(self) -> None:
         """Free the session."""

@@ -128,12 +128,8 @@ class OnnxRuntimeCpu:
                 took.setdefault(event["name"], []).append(event["dur"] / 1000)
         return {name: float(np.mean(ms[_LOOKS_TO_WARM:])) for name, ms in took.items()}
 
-    def _noise(self, session: Any) -> dict[str, NDArray[np.float32]]:
-        rng = np.random.default_rng(0)
-        return {
-            entry.name: rng.standard_normal((self.batch, *entry.shape[1:]), np.float32)
-            for entry in session.get_inputs()
-        }
+    def _noise(self, session: Any) -> dict[str, NDArray[Any]]:
+        return {entry.name: _noise(entry, self.batch) for entry in session.get_inputs()}
 
 
 class OnnxRuntimeCuda:
@@ -166,10 +162,9 @@ class OnnxRuntimeCuda:
     def open(self, model: bytes) -> Timed:
         """Open a model; see `Runtime.open`."""
         session = open_onnx(model, provider=self.provider, device_index=self.index)
-        binding, rng = session.io_binding(), np.random.default_rng(0)
-        for entry in session.get_inputs():
-            image = rng.standard_normal((self.batch, *entry.shape[1:]), np.float32)
-            binding.bind_cpu_input(entry.name, image)  # copied to the GPU once, here
+        binding = session.io_binding()
+        for entry in session.get_inputs():  # copied to the GPU once, here
+            binding.bind_cpu_input(entry.name, _noise(entry, self.batch))
         for output in session.get_outputs():
             binding.bind_output(output.name, self.device_type, self.index)
 
@@ -182,6 +177,14 @@ class OnnxRuntimeCuda:
     def operator_ms(self, model: bytes) -> dict[str, float]:
         """Return nothing: its profile has when the GPU was asked, not how long it took."""
         return {}
+
+
+def _noise(entry: Any, batch: int) -> NDArray[Any]:
+    """Return a batch for an input: normal numbers, or pixels."""
+    rng, shape = np.random.default_rng(0), (batch, *entry.shape[1:])
+    if entry.type == "tensor(uint8)":
+        return rng.integers(0, 256, shape, np.uint8)
+    return rng.standard_normal(shape, np.float32)
 
 
 def _wanted(session: Any) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
+from detofa.runtime.detections import Detections
 
 if TYPE_CHECKING:  # a profiling kit runs this on older Pythons too
     from typing import Self
@@ -19,6 +20,10 @@ if TYPE_CHECKING:  # a profiling kit runs this on older Pythons too
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 BOXES_NAME = "boxes_xyxy"
 SCORES_NAME = "scores"
+PIXELS_NAME = "pixels"
+"""Name of an input of images as they are; any other name means normalised ones."""
+DETECTION_NAMES = ("detected_boxes_xyxy", "detected_scores", "detected_labels", "num_detected")
+"""Outputs of a file that suppresses by itself."""
 
 
 class Session(Protocol):
@@ -29,16 +34,30 @@ class Session(Protocol):
         """Return the (height, width) of the input, in pixels."""
         ...
 
-    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Run the model.
+    @property
+    def takes_pixels(self) -> bool:
+        """Return whether images go in as they are, (B, H, W, 3) uint8, and not normalised."""
+        ...
+
+    @property
+    def suppresses(self) -> bool:
+        """Return whether detections come out, and not candidates."""
+        ...
+
+    def run(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Run a model that gives candidates.
 
         Args:
-            images: (B, 3, H, W) float32, normalised.
+            images: (B, 3, H, W) float32, normalised; or see `takes_pixels`.
 
         Returns:
             boxes_xyxy: (B, K, 4) float32, pixels of the input, not clipped.
             scores: (B, K, C) float32, from 0 to 1.
         """
+        ...
+
+    def run_suppressed(self, images: NDArray[Any]) -> list[Detections]:
+        """Run a model that suppresses; return the detections of each image, pixels of the input."""
         ...
 
     def close(self) -> None:
@@ -81,6 +100,9 @@ class OnnxSession(Closing):
         threads: Threads used inside an operator.
         provider: ONNX Runtime's name of what runs it; never another one silently.
 
+    Attributes:
+        batch: Images of one call, where the file takes no other number; else None.
+
     Raises:
         UserError: see `open_onnx`; or the model's inputs and outputs are not a detector's.
     """
@@ -90,9 +112,11 @@ class OnnxSession(Closing):
         self.threads = threads
         self.provider = provider
         name = _name(model)
-        self._input_name, self._image_size = _image_input(self._session, name)
+        self._input_name, self._image_size, self.batch = _image_input(self._session, name)
+        self.takes_pixels = self._input_name == PIXELS_NAME
         found = [output.name for output in self._session.get_outputs()]
-        if not {BOXES_NAME, SCORES_NAME} <= set(found):
+        self.suppresses = set(DETECTION_NAMES) <= set(found)
+        if not self.suppresses and not {BOXES_NAME, SCORES_NAME} <= set(found):
             raise UserError(
                 f"{name} has the outputs {', '.join(found)}, but a detector has {BOXES_NAME} and "
                 f"{SCORES_NAME}; give a file made by `detofa export`"
@@ -108,16 +132,41 @@ class OnnxSession(Closing):
         """Return the texts that are stored inside the file."""
         return dict(self._opened.get_modelmeta().custom_metadata_map)
 
-    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Run the model; see `Session.run`."""
-        assert images.dtype == np.float32 and images.shape[1:] == (3, *self.image_size), (
-            images.dtype,
-            images.shape,
-        )
-        boxes_xyxy, scores = self._opened.run(
-            [BOXES_NAME, SCORES_NAME], {self._input_name: np.ascontiguousarray(images)}
-        )
+        boxes_xyxy, scores = self._run([BOXES_NAME, SCORES_NAME], images)
         return boxes_xyxy, scores
+
+    def run_suppressed(self, images: NDArray[Any]) -> list[Detections]:
+        """Run the model; see `Session.run_suppressed`."""
+        boxes_xyxy, scores, labels, counts = self._run(list(DETECTION_NAMES), images)
+        return [
+            Detections(
+                boxes_xyxy=boxes_xyxy[row, :count],
+                scores=scores[row, :count],
+                labels=labels[row, :count],
+            )
+            for row, count in enumerate(counts)
+        ]
+
+    def _run(self, names: list[str], images: NDArray[Any]) -> list[NDArray[Any]]:
+        height, width = self.image_size
+        shape = (height, width, 3) if self.takes_pixels else (3, height, width)
+        dtype = np.uint8 if self.takes_pixels else np.float32
+        assert images.dtype == dtype and images.shape[1:] == shape, (images.dtype, images.shape)
+        if self.batch is None:
+            return self._run_batch(names, images)
+        parts = [
+            self._run_batch(names, _filled(images[start : start + self.batch], self.batch))
+            for start in range(0, len(images), self.batch)
+        ]
+        return [np.concatenate(arrays)[: len(images)] for arrays in zip(*parts, strict=True)]
+
+    def _run_batch(self, names: list[str], images: NDArray[Any]) -> list[NDArray[Any]]:
+        found: list[NDArray[Any]] = self._opened.run(
+            names, {self._input_name: np.ascontiguousarray(images)}
+        )
+        return found
 
     def close(self) -> None:
         """Free the model; running it afterwards is an error."""
@@ -249,18 +298,28 @@ def _onnxruntime() -> ModuleType:
     return onnxruntime  # type: ignore[no-any-return]
 
 
+def _filled(images: NDArray[Any], count: int) -> NDArray[Any]:
+    """Return so many images, the last one again where there are too few."""
+    missing = count - len(images)
+    return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
+
+
 def _name(model: Path | bytes) -> str:
     return str(model) if isinstance(model, Path) else f"a model of {len(model)} bytes"
 
 
-def _image_input(session: Any, name: str) -> tuple[str, tuple[int, int]]:
+def _image_input(session: Any, name: str) -> tuple[str, tuple[int, int], int | None]:
+    """Return the name of the input, its (height, width), and its batch size if that is fixed."""
     inputs = session.get_inputs()
     shape = inputs[0].shape if len(inputs) == 1 else []
-    whole = len(shape) == 4 and shape[1] == 3 and all(type(size) is int for size in shape[2:])
-    if not whole or inputs[0].type != "tensor(float)":
+    is_pixels = bool(shape) and inputs[0].name == PIXELS_NAME
+    channels, rest = (shape[3:], shape[1:3]) if is_pixels else (shape[1:2], shape[2:])
+    whole = list(channels) == [3] and len(rest) == 2 and all(type(size) is int for size in rest)
+    if not whole or inputs[0].type != ("tensor(uint8)" if is_pixels else "tensor(float)"):
         found = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
         raise UserError(
             f"{name} has the inputs {found or 'none'}, but a detector has one of "
-            "(batch, 3, height, width) float32; give a file made by `detofa export`"
+            f"(batch, 3, height, width) float32, or {PIXELS_NAME} of (batch, height, width, 3) "
+            "uint8; give a file made by `detofa export`"
         )
-    return inputs[0].name, (shape[2], shape[3])
+    return inputs[0].name, (rest[0], rest[1]), shape[0] if type(shape[0]) is int else None

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detofa.blocks import NeckHead
+from detofa.runtime.detections import Detections
 from detofa.runtime.session import Closing
 from detofa.supernet.decode import DecodedDetector
 
@@ -22,6 +23,7 @@ class TorchSession(Closing):
     def __init__(self, detector: nn.Module, neck_head: NeckHead, top_k: int) -> None:
         self.neck_head = neck_head
         self.image_size = (neck_head.height, neck_head.width)
+        self.takes_pixels = self.suppresses = False
         self.device = next(detector.parameters()).device
         self._module = DecodedDetector(detector, neck_head, top_k).to(self.device).eval()
 
@@ -29,6 +31,10 @@ class TorchSession(Closing):
         """Map (B, 3, H, W) to boxes_xyxy (B, K, 4) and scores (B, K, C)."""
         boxes_xyxy, scores, _, _ = self.run_all(images)
         return boxes_xyxy.cpu().numpy(), scores.cpu().numpy()
+
+    def run_suppressed(self, images: NDArray[np.float32]) -> list[Detections]:
+        """Refuse: see `suppresses`."""
+        raise AssertionError("a PyTorch detector gives candidates")
 
     @torch.inference_mode()
     def run_all(self, images: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
