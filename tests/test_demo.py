@@ -14,7 +14,7 @@ from detofa.demo import DemoSize, run_demo
 from detofa.demo.loop import fresh_run
 from detofa.demo.outcome import checks, commands
 from detofa.errors import UserError
-from detofa.export.verify import ParityCase, ParityReport, Tolerance
+from detofa.export.verify import ParityCase, ParityReport
 from detofa.profiling.table import find_table
 from detofa.report.pictures import comparison_sheet
 from detofa.report.summary import (
@@ -26,6 +26,7 @@ from detofa.report.summary import (
     trade_off_svg,
 )
 from detofa.runtime.detections import Detections
+from detofa.runtime.matching import Tolerance
 from detofa.subnet import Subnet
 from detofa.train.checkpoint import load_supernet
 from detofa.train.run import newest_run

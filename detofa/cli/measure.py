@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from detofa.cli.display import age, show_table, shown_progress
-from detofa.cli.options import Batch, ImageSizes, Run, Seed, Threads, image_sizes
+from detofa.cli.options import (
+    Batch,
+    ImageSizes,
+    ModelRuntime,
+    Run,
+    RuntimeOfModel,
+    Seed,
+    Threads,
+    image_sizes,
+)
 from detofa.cli.runs import find_run
 from detofa.errors import UserError
 
@@ -261,6 +270,7 @@ def bench(
     runs: Annotated[int, typer.Option(min=1, help="Calls that are timed.")] = 100,
     threads: Threads = 1,
     batch: Annotated[int, typer.Option(min=1, help="Images of one call.")] = 1,
+    runtime: RuntimeOfModel = ModelRuntime.ONNXRUNTIME,
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -275,11 +285,16 @@ def bench(
     from detofa.cli.models import open_model
     from detofa.profiling.device import this_cpu
     from detofa.runtime.bench import measure_file, measure_latency
+    from detofa.runtime.detector import check_same
 
-    with open_model(model, threads)[0] as detector:
+    with open_model(model, threads, runtime)[0] as detector:
         height, width = detector.session.image_size
         if model.suffix == ".onnx":
-            latency = measure_file(model, runs=runs, batch=batch, threads=threads)
+            if runtime is not ModelRuntime.ONNXRUNTIME:
+                check_same(detector, open_model(model, threads)[0], np.random.default_rng(seed))
+            latency = measure_file(
+                model, runs=runs, batch=batch, threads=threads, runtime=runtime.value
+            )
         else:
             latency = measure_latency(
                 detector.session,
@@ -292,6 +307,7 @@ def bench(
     device = this_cpu().name
     if as_json:
         about = {"model": str(model), "device": device, "image_size": [height, width]}
+        about |= {"runtime": runtime.value}
         counts = {
             "batch": batch,
             "threads": threads,
@@ -304,7 +320,8 @@ def bench(
         }
         print(json.dumps({**about, **counts, **times}, indent=1))
         return
-    print(f"{model} on {device}: input {height}x{width}, batch {batch}, threads {threads}")
+    how = f"input {height}x{width}, batch {batch}, threads {threads}, {runtime.value}"
+    print(f"{model} on {device}: {how}")
     rows = [
         [name, *(f"{ms:.2f}" for ms in _percentiles(timing).values())]
         for name, timing in clocks.items()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detofa.cli.display import average_precision, show_table, shown_progress
-from detofa.cli.options import Seed, SkipBad, Threads, parsed
+from detofa.cli.options import ModelRuntime, RuntimeOfModel, Seed, SkipBad, Threads, parsed
 from detofa.cli.runs import data_of_subnet
 from detofa.errors import UserError
 
@@ -138,6 +138,7 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     threads: Threads = 1,
+    runtime: RuntimeOfModel = ModelRuntime.ONNXRUNTIME,
     skip_bad: SkipBad = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -147,7 +148,7 @@ def evaluate(
     from detofa.data.dataset import Category, load_dataset
     from detofa.train.evaluate import evaluate_detector
 
-    detector, subnet = open_model(model, threads)
+    detector, subnet = open_model(model, threads, runtime)
     with detector:
         root = data or data_of_subnet(subnet)
         if root is None:
@@ -176,12 +177,13 @@ def predict(
         typer.Option(min=0, max=1, help="Least score of a box.  [default: the model's own]"),
     ] = None,
     threads: Threads = 1,
+    runtime: RuntimeOfModel = ModelRuntime.ONNXRUNTIME,
 ) -> None:
     """Find objects in images; writes pictures with boxes, and predictions.json in COCO's format."""
     from detofa.imaging import read_image
 
     paths = _image_files(images)
-    detector, _ = open_model(model, threads)
+    detector, _ = open_model(model, threads, runtime)
     with detector:
         # All images are read before anything is written: a broken one leaves nothing half done.
         found = [detector.detect([read_image(path)], score_threshold=score)[0] for path in paths]
@@ -194,7 +196,9 @@ def predict(
     print(f"{sum(counts.values())} boxes in {len(paths)} images; see {output}")
 
 
-def open_model(path: Path, threads: int) -> "tuple[Detector, Subnet | None]":
+def open_model(
+    path: Path, threads: int, runtime: ModelRuntime = ModelRuntime.ONNXRUNTIME
+) -> "tuple[Detector, Subnet | None]":
     """Open an .onnx file (without PyTorch) or a subnet.json (with it).
 
     Returns:
@@ -207,7 +211,7 @@ def open_model(path: Path, threads: int) -> "tuple[Detector, Subnet | None]":
         from detofa.runtime.detector import open_detector
         from detofa.runtime.manifest import Manifest, manifest_path
 
-        detector = open_detector(path, threads=threads)
+        detector = open_detector(path, threads=threads, runtime=runtime.value)
         beside = manifest_path(path)
         return detector, Manifest.load(beside).subnet if beside.is_file() else None
     _is_subnet(path)

@@ -1,6 +1,7 @@
 """Options that several commands share, and reading what was typed into them."""
 
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -25,6 +26,16 @@ TablePrecision = Annotated[
     typer.Option("--precision", help="Number format, where there are tables of several."),
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Images of one call.")]
+
+
+class ModelRuntime(StrEnum):
+    """What runs an exported file."""
+
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+
+
+RuntimeOfModel = Annotated[ModelRuntime, typer.Option("--runtime", help="What runs an .onnx file.")]
 DataOfRun = Annotated[
     Path | None,
     typer.Option(help="The data set's folder.  [default: where the run was trained]"),

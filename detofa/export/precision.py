@@ -12,7 +12,7 @@ from detofa.errors import UserError
 from detofa.export.quantize import to_int8
 from detofa.export.rewrite import conv_macs, share_of_format, to_fp16
 from detofa.export.to_onnx import RAW_OUTPUTS
-from detofa.export.verify import Tolerance
+from detofa.runtime.matching import Tolerance
 from detofa.runtime.session import open_onnx
 
 Precision = Literal["fp32", "fp16", "int8"]

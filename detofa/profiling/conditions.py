@@ -8,11 +8,16 @@ from detofa.errors import UserError
 from detofa.profiling.device import Device
 from detofa.profiling.torch_cuda import FORMATS, TorchCuda
 from detofa.runtime.measuring import Schedule
+from detofa.runtime.openvino_cpu import OpenVinoCpu
 from detofa.runtime.runtimes import OnnxRuntimeCpu, OnnxRuntimeCuda, Runtime
 from detofa.runtime.tensorrt_engine import TensorRt
 from detofa.timer import Clock
 
-RUNTIMES = (OnnxRuntimeCpu.name, OnnxRuntimeCuda.name, TorchCuda.name, TensorRt.name)
+CPU_RUNTIMES = (OnnxRuntimeCpu.name, OpenVinoCpu.name)
+"""Names of the runtimes for a processor."""
+GPU_RUNTIMES = (OnnxRuntimeCuda.name, TorchCuda.name, TensorRt.name)
+"""Names of the runtimes for an NVIDIA GPU."""
+RUNTIMES = (*CPU_RUNTIMES, *GPU_RUNTIMES)
 """Names of all runtimes."""
 
 
@@ -109,9 +114,7 @@ def runtime_named(
         UserError: there is none of that name, it does not run on that device or in that precision,
             or it is not installed.
     """
-    fitting = [
-        found for found in RUNTIMES if (found == OnnxRuntimeCpu.name) == (device.kind == "cpu")
-    ]
+    fitting = CPU_RUNTIMES if device.kind == "cpu" else GPU_RUNTIMES
     if name not in fitting:
         raise UserError(f"{device.name} is measured with {' or '.join(fitting)}, not with {name!r}")
     if name != TorchCuda.name and precision != "fp32":
@@ -119,8 +122,9 @@ def runtime_named(
             f"{name} is measured in fp32, not in {precision!r}; {TorchCuda.name} also computes in "
             f"{', '.join(FORMATS)}"
         )
-    if name == OnnxRuntimeCpu.name:
-        return OnnxRuntimeCpu(threads=threads, batch=batch)
+    if device.kind == "cpu":
+        kind = OnnxRuntimeCpu if name == OnnxRuntimeCpu.name else OpenVinoCpu
+        return kind(threads=threads, batch=batch)
     if threads != 1:
         raise UserError(f"{name} takes one thread of the processor, not {threads}; leave it out")
     index = int(device.details["index"])

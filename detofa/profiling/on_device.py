@@ -17,10 +17,9 @@ from typing import Any
 
 from detofa.errors import UserError
 from detofa.files import sha256_json, write_json
-from detofa.profiling.conditions import Conditions, runtime_named
+from detofa.profiling.conditions import GPU_RUNTIMES, Conditions, runtime_named
 from detofa.profiling.device import Device, devices_here, gpu_state, holds_words, this_cpu
 from detofa.runtime.measuring import SampleLog, Schedule, measure_models
-from detofa.runtime.runtimes import OnnxRuntimeCpu
 
 DATA = "kit_data"
 """Package inside a kit that holds its models and its record."""
@@ -41,6 +40,7 @@ FILES = (
     "runtime/cuda.py",
     "runtime/detections.py",
     "runtime/measuring.py",
+    "runtime/openvino_cpu.py",
     "runtime/runtimes.py",
     "runtime/session.py",
     "runtime/tensorrt_engine.py",
@@ -78,7 +78,7 @@ def _measure(kit: Mapping[str, Any], options: argparse.Namespace) -> None:
     schedule = Schedule(**record)
     device = _this_device(
         str(kit["device"]),
-        on_gpu=kit["runtime"] != OnnxRuntimeCpu.name,
+        on_gpu=kit["runtime"] in GPU_RUNTIMES,
         any_device=options.any_device,
     )
     runtime = runtime_named(kit["runtime"], device, threads=kit["threads"], batch=kit["batch"])

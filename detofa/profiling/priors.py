@@ -16,9 +16,9 @@ from scipy.optimize import nnls
 from detofa.blocks import Block, MBConv, NeckHead
 from detofa.errors import UserError
 from detofa.export.onnx_from_blocks import block_onnx
+from detofa.profiling.conditions import CPU_RUNTIMES
 from detofa.profiling.cost import convolutions
 from detofa.profiling.parts import AFTER_BACKBONE, time_of_places
-from detofa.runtime.runtimes import OnnxRuntimeCpu
 
 Floats = NDArray[np.float64]
 Builder = Callable[[], bytes]
@@ -193,7 +193,7 @@ def prior_of(name: str) -> Prior:
 
 def usual_prior(runtime: str) -> PriorName:
     """Return the prior to start from on a runtime: blocks alone mean little on a GPU."""
-    return "isolated" if runtime == OnnxRuntimeCpu.name else "compute"
+    return "isolated" if runtime in CPU_RUNTIMES else "compute"
 
 
 def _builder(block: Block, repeats: int = 1) -> Builder:

@@ -269,7 +269,13 @@ def find_table(
         UserError: there is none, or several fit; says what makes one.
     """
     if wanted.device.strip().lower() == "cpu":  # a broken file is then told, and no other is read
-        path = folder / table_name(this_cpu(), space, threads=wanted.threads, batch=wanted.batch)
+        path = folder / table_name(
+            this_cpu(),
+            space,
+            runtime=wanted.runtime or "onnxruntime-cpu",
+            threads=wanted.threads,
+            batch=wanted.batch,
+        )
         if path.exists():
             return path, load_table(path, space=space, device=this_cpu())
     found = {

@@ -7,8 +7,9 @@ import numpy as np
 
 from detofa import timer
 from detofa.runtime.measuring import Schedule, measure_models, median_error
+from detofa.runtime.openvino_cpu import OpenVinoCpu
 from detofa.runtime.runtimes import OnnxRuntimeCpu
-from detofa.runtime.session import Session
+from detofa.runtime.session import RuntimeName, Session
 
 _WALL: timer.Clock = "wall"
 
@@ -32,7 +33,14 @@ class Latency:
     p50_error: float | None = None
 
 
-def measure_file(path: Path, *, runs: int = 100, batch: int = 1, threads: int = 1) -> Latency:
+def measure_file(
+    path: Path,
+    *,
+    runs: int = 100,
+    batch: int = 1,
+    threads: int = 1,
+    runtime: RuntimeName = "onnxruntime",
+) -> Latency:
     """Measure an ONNX file as latency tables are: visits with warm-up, and several sessions.
 
     Args:
@@ -40,17 +48,19 @@ def measure_file(path: Path, *, runs: int = 100, batch: int = 1, threads: int = 
         runs: Calls timed, on each clock, rounded up to whole visits.
         batch: Images of one call.
         threads: Threads inside an operator.
+        runtime: What runs it.
 
     Raises:
-        UserError: it is not a model that ONNX Runtime can open.
+        UserError: it is not a model that the runtime can open.
     """
     passes = -(-runs // Schedule().runs_per_visit)
     schedule = Schedule(passes=passes, extra_passes=0)
     timings: dict[timer.Clock, timer.Timing] = {}
     errors: list[float] = []
-    for clock in dict.fromkeys((OnnxRuntimeCpu(threads=threads).clock, _WALL)):
-        runtime = OnnxRuntimeCpu(threads=threads, batch=batch, clock=clock)
-        samples = measure_models({path.name: path.read_bytes}, runtime, schedule)
+    kind = OnnxRuntimeCpu if runtime == "onnxruntime" else OpenVinoCpu
+    for clock in dict.fromkeys((kind(threads=threads).clock, _WALL)):
+        opened = kind(threads=threads, batch=batch, clock=clock)
+        samples = measure_models({path.name: path.read_bytes}, opened, schedule)
         timings[clock] = timer.Timing.of(samples.pooled()[path.name], clock)
         errors.append(median_error(np.median(samples.whole([path.name])[0], axis=1)))
     return Latency(

@@ -13,8 +13,9 @@ from detofa.errors import UserError
 from detofa.imaging import Letterbox, Preprocessing, letterbox
 from detofa.runtime.detections import Detections
 from detofa.runtime.manifest import Manifest, manifest_path
+from detofa.runtime.matching import EXACT, match_boxes
 from detofa.runtime.postprocess import detections_from_outputs
-from detofa.runtime.session import CPU, Closing, OnnxSession, Session
+from detofa.runtime.session import Closing, FileSession, OnnxSession, RuntimeName, Session
 from detofa.subnet import PostProcessing, Subnet
 
 SUBNET_KEY = "detofa.subnet"
@@ -137,7 +138,9 @@ class Detector(Closing):
         self.session.close()
 
 
-def open_detector(path: Path, *, threads: int = 1, provider: str = CPU) -> Detector:
+def open_detector(
+    path: Path, *, threads: int = 1, runtime: RuntimeName = "onnxruntime"
+) -> Detector:
     """Open an exported detector.
 
     What the file says of itself counts; if its manifest lies beside it, both must agree.
@@ -145,7 +148,7 @@ def open_detector(path: Path, *, threads: int = 1, provider: str = CPU) -> Detec
     Args:
         path: An .onnx file that `detofa export` wrote.
         threads: Threads used inside an operator.
-        provider: ONNX Runtime's name of what runs it.
+        runtime: What runs it, on the processor.
 
     Raises:
         UserError: not an .onnx file, missing, damaged, not made by `detofa export`, or not the
@@ -161,7 +164,7 @@ def open_detector(path: Path, *, threads: int = 1, provider: str = CPU) -> Detec
         raise UserError(
             f"{beside} describes {manifest.model_file}, not {path.name}; remove it or export again"
         )
-    session = OnnxSession(path, threads=threads, provider=provider)
+    session = _session(path, threads, runtime)
     subnet = _stored_subnet(session, path)
     if subnet is None:
         if manifest is None:
@@ -178,7 +181,15 @@ def open_detector(path: Path, *, threads: int = 1, provider: str = CPU) -> Detec
     return Detector.of_subnet(session, subnet)
 
 
-def _stored_subnet(session: OnnxSession, path: Path) -> Subnet | None:
+def _session(path: Path, threads: int, runtime: RuntimeName) -> FileSession:
+    if runtime == "onnxruntime":
+        return OnnxSession(path, threads=threads)
+    from detofa.runtime.openvino_cpu import OpenVinoSession
+
+    return OpenVinoSession(path, threads=threads)
+
+
+def _stored_subnet(session: FileSession, path: Path) -> Subnet | None:
     text = session.metadata.get(SUBNET_KEY)
     if text is None:
         return None
@@ -191,3 +202,32 @@ def _stored_subnet(session: OnnxSession, path: Path) -> Subnet | None:
         raise UserError(
             f"the record inside {path} cannot be read ({error}); export it again from subnet.json"
         ) from error
+
+
+def check_same(detector: Detector, reference: Detector, rng: np.random.Generator) -> None:
+    """Compare two runtimes on noise, alone and in a batch.
+
+    Raises:
+        UserError: they do not find the same boxes.
+    """
+    height, width = reference.session.image_size
+    images = list(rng.integers(0, 256, (3, height, width, 3), np.uint8))
+    for some in (images[:1], images):
+        inputs, _ = reference.prepare(some)
+        wanted, found = (_candidates(one.session, inputs) for one in (reference, detector))
+        matches = [match_boxes(*pair, EXACT) for pair in zip(wanted, found, strict=True)]
+        if any(match.num_matched < match.num_compared for match in matches):
+            raise UserError(
+                "this runtime does not find the boxes that ONNX Runtime finds in the same file; "
+                "do not use it for this file, and report this with the versions of both"
+            )
+
+
+def _candidates(
+    session: Session, inputs: NDArray[Any]
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Return boxes (N, 4) and scores (N, C) of each image."""
+    if session.suppresses:
+        detected = session.run_suppressed(inputs)
+        return [(one.boxes_xyxy, one.scores[:, None]) for one in detected]
+    return list(zip(*session.run(inputs), strict=True))

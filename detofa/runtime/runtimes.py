@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
-from detofa.runtime.session import BOXES_NAME, CPU, SCORES_NAME, open_onnx, runtime_version
+from detofa.runtime.session import (
+    BOXES_NAME,
+    CPU,
+    SCORES_NAME,
+    Port,
+    onnx_ports,
+    open_onnx,
+    runtime_version,
+)
 from detofa.timer import Clock, sample, thread_clock
 
 Timed = Callable[[int], NDArray[np.float64]]
@@ -110,26 +118,23 @@ class OnnxRuntimeCpu:
     def open(self, model: bytes) -> Timed:
         """Open a model; see `Runtime.open`."""
         session = open_onnx(model, threads=self.threads, provider=CPU)
-        call = partial(session.run, _wanted(session), self._noise(session))
-        return lambda runs: _sampled(call, runs, self.clock)
+        call = partial(session.run, _wanted(session), _noises(session, self.batch))
+        return lambda runs: sampled(call, runs, self.clock)
 
     def operator_ms(self, model: bytes) -> dict[str, float]:
         """Return what ONNX Runtime's own profile says; see `Runtime.operator_ms`."""
         with tempfile.TemporaryDirectory() as folder:
             prefix = Path(folder) / "profile"
             session = open_onnx(model, threads=self.threads, provider=CPU, profile_prefix=prefix)
-            wanted, noise = _wanted(session), self._noise(session)
+            call = partial(session.run, _wanted(session), _noises(session, self.batch))
             for _ in range(_LOOKS_TO_WARM + _LOOKS):
-                session.run(wanted, noise)
+                call()
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         took: dict[str, list[float]] = {}
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
                 took.setdefault(event["name"], []).append(event["dur"] / 1000)
         return {name: float(np.mean(ms[_LOOKS_TO_WARM:])) for name, ms in took.items()}
-
-    def _noise(self, session: Any) -> dict[str, NDArray[Any]]:
-        return {entry.name: _noise(entry, self.batch) for entry in session.get_inputs()}
 
 
 class OnnxRuntimeCuda:
@@ -163,8 +168,8 @@ class OnnxRuntimeCuda:
         """Open a model; see `Runtime.open`."""
         session = open_onnx(model, provider=self.provider, device_index=self.index)
         binding = session.io_binding()
-        for entry in session.get_inputs():  # copied to the GPU once, here
-            binding.bind_cpu_input(entry.name, _noise(entry, self.batch))
+        for name, image in _noises(session, self.batch).items():
+            binding.bind_cpu_input(name, image)  # copied to the GPU once, here
         for output in session.get_outputs():
             binding.bind_output(output.name, self.device_type, self.index)
 
@@ -172,32 +177,41 @@ class OnnxRuntimeCuda:
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
 
-        return lambda runs: _sampled(call, runs, self.clock)
+        return lambda runs: sampled(call, runs, self.clock)
 
     def operator_ms(self, model: bytes) -> dict[str, float]:
         """Return nothing: its profile has when the GPU was asked, not how long it took."""
         return {}
 
 
-def _noise(entry: Any, batch: int) -> NDArray[Any]:
+def noise(port: Port, batch: int) -> NDArray[Any]:
     """Return a batch for an input: normal numbers, or pixels."""
-    rng, shape = np.random.default_rng(0), (batch, *entry.shape[1:])
-    if entry.type == "tensor(uint8)":
+    rng = np.random.default_rng(0)
+    shape = (batch, *(size or 1 for size in port.shape[1:]))
+    if port.kind == "uint8":
         return rng.integers(0, 256, shape, np.uint8)
     return rng.standard_normal(shape, np.float32)
 
 
-def _wanted(session: Any) -> list[str]:
+def wanted_outputs(found: Sequence[str]) -> list[str]:
     """Return the outputs that a detector is run for, or all of another model."""
-    found = [output.name for output in session.get_outputs()]
-    return [BOXES_NAME, SCORES_NAME] if BOXES_NAME in found else found
+    return [BOXES_NAME, SCORES_NAME] if BOXES_NAME in found else list(found)
 
 
-def _sampled(call: Callable[[], object], runs: int, clock: Clock) -> NDArray[np.float64]:
+def _wanted(session: Any) -> list[str]:
+    return wanted_outputs([output.name for output in session.get_outputs()])
+
+
+def _noises(session: Any, batch: int) -> dict[str, NDArray[Any]]:
+    return {port.name: noise(port, batch) for port in onnx_ports(session)}
+
+
+def sampled(call: Callable[[], object], runs: int, clock: Clock) -> NDArray[np.float64]:
+    """Time a call so many times; what the runtime raises becomes a UserError."""
     try:
         return sample(call, runs=runs, warm_up=0, clock=clock)
-    except Exception as error:  # ONNX Runtime has a dozen types without a common base of its own
+    except Exception as error:  # runtimes have types of their own
         raise UserError(
-            f"ONNX Runtime failed while a model ran: {str(error).splitlines()[0]}; see that the "
+            f"the runtime failed while a model ran: {str(error).splitlines()[0]}; see that the "
             "device is still there, and run the same command again: whole passes are kept"
         ) from error

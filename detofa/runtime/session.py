@@ -3,10 +3,12 @@
 import contextlib
 import importlib.metadata
 import io
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +19,14 @@ from detofa.runtime.detections import Detections
 if TYPE_CHECKING:  # a profiling kit runs this on older Pythons too
     from typing import Self
 
+RuntimeName = Literal["onnxruntime", "openvino"]
+"""What may run an exported file on the processor."""
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 BOXES_NAME = "boxes_xyxy"
 SCORES_NAME = "scores"
 PIXELS_NAME = "pixels"
 """Name of an input of images as they are; any other name means normalised ones."""
+_KINDS = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 DETECTION_NAMES = ("detected_boxes_xyxy", "detected_scores", "detected_labels", "num_detected")
 """Outputs of a file that suppresses by itself."""
 
@@ -92,45 +97,61 @@ class Closing:
         self.close()
 
 
-class OnnxSession(Closing):
-    """An exported detector in ONNX Runtime.
-
-    Args:
-        model: An .onnx file that `detofa export` wrote, or its bytes.
-        threads: Threads used inside an operator.
-        provider: ONNX Runtime's name of what runs it; never another one silently.
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """An input or output of an opened file.
 
     Attributes:
-        batch: Images of one call, where the file takes no other number; else None.
-
-    Raises:
-        UserError: see `open_onnx`; or the model's inputs and outputs are not a detector's.
+        name: Its name.
+        kind: Type of its values, as numpy calls it.
+        shape: Its sizes; None for one that is free.
     """
 
-    def __init__(self, model: Path | bytes, *, threads: int = 1, provider: str = CPU) -> None:
-        self._session: Any = open_onnx(model, threads=threads, provider=provider)
-        self.threads = threads
-        self.provider = provider
-        name = _name(model)
-        self._input_name, self._image_size, self.batch = _image_input(self._session, name)
-        self.takes_pixels = self._input_name == PIXELS_NAME
-        found = [output.name for output in self._session.get_outputs()]
-        self.suppresses = set(DETECTION_NAMES) <= set(found)
-        if not self.suppresses and not {BOXES_NAME, SCORES_NAME} <= set(found):
+    name: str
+    kind: str
+    shape: tuple[int | None, ...]
+
+
+class FileSession(Closing, ABC):
+    """An exported detector in some runtime.
+
+    Args:
+        name: What messages call it.
+        inputs: Its inputs.
+        outputs: Names of its outputs.
+
+    Attributes:
+        image_size: (height, width) of the input, in pixels.
+        batch: Images of one call, where the file takes no other number; else None.
+        takes_pixels: See `Session.takes_pixels`.
+        suppresses: See `Session.suppresses`.
+
+    Raises:
+        UserError: inputs and outputs are not a detector's.
+    """
+
+    def __init__(self, name: str, inputs: Sequence[Port], outputs: Sequence[str]) -> None:
+        port = _image_port(name, inputs)
+        self.takes_pixels = port.name == PIXELS_NAME
+        height, width = port.shape[1:3] if self.takes_pixels else port.shape[2:]
+        assert height is not None
+        assert width is not None
+        self.image_size, self.batch = (height, width), port.shape[0]
+        self.suppresses = set(DETECTION_NAMES) <= set(outputs)
+        if not self.suppresses and not {BOXES_NAME, SCORES_NAME} <= set(outputs):
             raise UserError(
-                f"{name} has the outputs {', '.join(found)}, but a detector has {BOXES_NAME} and "
+                f"{name} has the outputs {', '.join(outputs)}, but a detector has {BOXES_NAME} and "
                 f"{SCORES_NAME}; give a file made by `detofa export`"
             )
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Return the (height, width) of the input, in pixels."""
-        return self._image_size
-
-    @property
+    @abstractmethod
     def metadata(self) -> dict[str, str]:
         """Return the texts that are stored inside the file."""
-        return dict(self._opened.get_modelmeta().custom_metadata_map)
+
+    @abstractmethod
+    def _run_batch(self, names: Sequence[str], images: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return outputs for images that the file takes at once."""
 
     def run(self, images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Run the model; see `Session.run`."""
@@ -139,7 +160,7 @@ class OnnxSession(Closing):
 
     def run_suppressed(self, images: NDArray[Any]) -> list[Detections]:
         """Run the model; see `Session.run_suppressed`."""
-        boxes_xyxy, scores, labels, counts = self._run(list(DETECTION_NAMES), images)
+        boxes_xyxy, scores, labels, counts = self._run(DETECTION_NAMES, images)
         return [
             Detections(
                 boxes_xyxy=boxes_xyxy[row, :count],
@@ -149,11 +170,12 @@ class OnnxSession(Closing):
             for row, count in enumerate(counts)
         ]
 
-    def _run(self, names: list[str], images: NDArray[Any]) -> list[NDArray[Any]]:
+    def _run(self, names: Sequence[str], images: NDArray[Any]) -> list[NDArray[Any]]:
         height, width = self.image_size
         shape = (height, width, 3) if self.takes_pixels else (3, height, width)
         dtype = np.uint8 if self.takes_pixels else np.float32
         assert images.dtype == dtype and images.shape[1:] == shape, (images.dtype, images.shape)
+        images = np.ascontiguousarray(images)
         if self.batch is None:
             return self._run_batch(names, images)
         parts = [
@@ -162,10 +184,35 @@ class OnnxSession(Closing):
         ]
         return [np.concatenate(arrays)[: len(images)] for arrays in zip(*parts, strict=True)]
 
-    def _run_batch(self, names: list[str], images: NDArray[Any]) -> list[NDArray[Any]]:
-        found: list[NDArray[Any]] = self._opened.run(
-            names, {self._input_name: np.ascontiguousarray(images)}
-        )
+
+class OnnxSession(FileSession):
+    """An exported detector in ONNX Runtime; see `FileSession`.
+
+    Args:
+        model: An .onnx file that `detofa export` wrote, or its bytes.
+        threads: Threads used inside an operator.
+        provider: ONNX Runtime's name of what runs it; never another one silently.
+
+    Raises:
+        UserError: see `open_onnx`; or the model's inputs and outputs are not a detector's.
+    """
+
+    def __init__(self, model: Path | bytes, *, threads: int = 1, provider: str = CPU) -> None:
+        self._session: Any = open_onnx(model, threads=threads, provider=provider)
+        self.threads = threads
+        self.provider = provider
+        inputs = onnx_ports(self._session)
+        outputs = [output.name for output in self._session.get_outputs()]
+        super().__init__(model_name(model), inputs, outputs)
+        self._input_name = inputs[0].name
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Return the texts that are stored inside the file."""
+        return dict(self._opened.get_modelmeta().custom_metadata_map)
+
+    def _run_batch(self, names: Sequence[str], images: NDArray[Any]) -> list[NDArray[Any]]:
+        found: list[NDArray[Any]] = self._opened.run(list(names), {self._input_name: images})
         return found
 
     def close(self) -> None:
@@ -206,7 +253,7 @@ def open_onnx(
             is not a model that it can run, or the provider could not be used.
     """
     runtime = _onnxruntime()
-    name = _name(model)
+    name = model_name(model)
     if threads < 1:
         raise UserError(f"threads should be at least 1, got {threads}")
     available = runtime.get_available_providers()
@@ -261,6 +308,18 @@ def _load_cuda(runtime: ModuleType) -> str:
     return "".join(f". {line}" for line in printed.getvalue().splitlines())
 
 
+def onnx_ports(session: Any) -> list[Port]:
+    """Return the inputs of an `onnxruntime.InferenceSession`."""
+    return [
+        Port(
+            name=entry.name,
+            kind=_KINDS.get(entry.type, entry.type),
+            shape=tuple(size if type(size) is int else None for size in entry.shape),
+        )
+        for entry in session.get_inputs()
+    ]
+
+
 def runtime_version() -> str:
     """Return the version of ONNX Runtime, whichever of its packages is installed.
 
@@ -304,22 +363,23 @@ def _filled(images: NDArray[Any], count: int) -> NDArray[Any]:
     return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
 
 
-def _name(model: Path | bytes) -> str:
+def model_name(model: Path | bytes) -> str:
+    """Return what messages call a model."""
     return str(model) if isinstance(model, Path) else f"a model of {len(model)} bytes"
 
 
-def _image_input(session: Any, name: str) -> tuple[str, tuple[int, int], int | None]:
-    """Return the name of the input, its (height, width), and its batch size if that is fixed."""
-    inputs = session.get_inputs()
-    shape = inputs[0].shape if len(inputs) == 1 else []
-    is_pixels = bool(shape) and inputs[0].name == PIXELS_NAME
-    channels, rest = (shape[3:], shape[1:3]) if is_pixels else (shape[1:2], shape[2:])
-    whole = list(channels) == [3] and len(rest) == 2 and all(type(size) is int for size in rest)
-    if not whole or inputs[0].type != ("tensor(uint8)" if is_pixels else "tensor(float)"):
-        found = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
-        raise UserError(
-            f"{name} has the inputs {found or 'none'}, but a detector has one of "
-            f"(batch, 3, height, width) float32, or {PIXELS_NAME} of (batch, height, width, 3) "
-            "uint8; give a file made by `detofa export`"
-        )
-    return inputs[0].name, (rest[0], rest[1]), shape[0] if type(shape[0]) is int else None
+def _image_port(name: str, inputs: Sequence[Port]) -> Port:
+    """Return the one input of a detector, for images."""
+    port = inputs[0] if len(inputs) == 1 else None
+    if port is not None and len(port.shape) == 4:
+        is_pixels = port.name == PIXELS_NAME
+        channels = port.shape[3] if is_pixels else port.shape[1]
+        sizes = port.shape[1:3] if is_pixels else port.shape[2:]
+        if (channels, port.kind) == (3, "uint8" if is_pixels else "float32") and None not in sizes:
+            return port
+    found = ", ".join(f"{one.name} {one.kind} {list(one.shape)}" for one in inputs)
+    raise UserError(
+        f"{name} has the inputs {found or 'none'}, but a detector has one of (batch, 3, height, "
+        f"width) float32, or {PIXELS_NAME} of (batch, height, width, 3) uint8; give a file made by "
+        "`detofa export`"
+    )

@@ -10,11 +10,12 @@ from onnx import numpy_helper
 from detofa.errors import UserError
 from detofa.export.export import export_subnet
 from detofa.export.to_onnx import export_onnx
-from detofa.export.verify import Tolerance, match_boxes, verify_onnx
+from detofa.export.verify import verify_onnx
 from detofa.files import sha256_file
 from detofa.imaging import read_image
 from detofa.runtime.detector import open_detector
 from detofa.runtime.manifest import Manifest
+from detofa.runtime.matching import Tolerance, match_boxes
 from tests.samples import make_subnet
 
 from .conftest import SmallDetector, make_detector
