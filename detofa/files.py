@@ -3,14 +3,18 @@
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import secrets
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from detofa.errors import UserError
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in a zip
 
 SCHEMA = 1
 
@@ -195,3 +199,12 @@ def _cannot_read(path: Path, error: OSError) -> UserError:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def zipped(entries: Mapping[str, bytes]) -> bytes:
+    """Return a zip of files by name; equal entries make equal zips."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED)
+    return data.getvalue()

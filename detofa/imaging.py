@@ -13,6 +13,8 @@ from PIL import Image
 
 from detofa.errors import UserError
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""Ends of the names of files that are taken for images in a folder."""
 MAX_PIXELS = 89_478_485
 """Images with more pixels are refused as decompression bombs (pillow's own default limit)."""
 

@@ -285,7 +285,7 @@ def bench(
     from detofa.cli.models import open_model
     from detofa.profiling.device import this_cpu
     from detofa.runtime.bench import measure_file, measure_latency
-    from detofa.runtime.detector import check_same
+    from detofa.runtime.matching import check_same
 
     with open_model(model, threads, runtime)[0] as detector:
         height, width = detector.session.image_size

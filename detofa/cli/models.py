@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from detofa.data.evaluation import AveragePrecision
     from detofa.export.export import Exported, Judge
-    from detofa.runtime.detections import Detections
     from detofa.runtime.detector import Detector
     from detofa.subnet import Subnet
     from detofa.supernet.detector import StaticDetector
@@ -82,6 +81,10 @@ def export(
     calibrate_on: Annotated[
         int, typer.Option(min=1, help="Images of the training split that int8 is calibrated on.")
     ] = 64,
+    app: Annotated[
+        Path | None,
+        typer.Option(metavar="ZIP", help="Also pack it with all code that runs it on a device."),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Write a detector as one ONNX file, verified against PyTorch, with a manifest beside it.
@@ -123,6 +126,11 @@ def export(
             on_progress=on_progress,
         )
     _show_export(exported)
+    if app is not None:
+        from detofa.export.bundle import make_app
+
+        make_app(exported.model_path, app)
+        print(f"wrote {app}; on the device: `python3 {app.name} predict IMAGES`")
     if to is Target.TENSORRT:
         from detofa.export.to_tensorrt import build_engine
 
@@ -181,13 +189,14 @@ def predict(
 ) -> None:
     """Find objects in images; writes pictures with boxes, and predictions.json in COCO's format."""
     from detofa.imaging import read_image
+    from detofa.runtime.predictions import image_files, write_predictions
 
-    paths = _image_files(images)
+    paths = image_files(images)
     detector, _ = open_model(model, threads, runtime)
     with detector:
         # All images are read before anything is written: a broken one leaves nothing half done.
         found = [detector.detect([read_image(path)], score_threshold=score)[0] for path in paths]
-    _write_predictions(output, paths, found, detector)
+    write_predictions(output, paths, found, detector)
     counts = dict.fromkeys(detector.class_names, 0)
     for detections in found:
         for label in detections.labels:
@@ -257,7 +266,9 @@ def _images_to_verify(
     if root is None:
         print("the run's data set is not found from here: verified on noise only (see --data)")
         return {"noise": rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)}
-    return _some_images(root, _image_files([root]), _IMAGES_TO_VERIFY, rng)
+    from detofa.runtime.predictions import image_files
+
+    return _some_images(root, image_files([root]), _IMAGES_TO_VERIFY, rng)
 
 
 def _images_to_calibrate(
@@ -269,6 +280,7 @@ def _images_to_calibrate(
         UserError: there are none.
     """
     from detofa.data.dataset import load_dataset
+    from detofa.runtime.predictions import image_files
 
     if root is None:
         raise UserError(
@@ -278,7 +290,7 @@ def _images_to_calibrate(
     try:
         paths = [one.path for one in load_dataset(root, "train", skip_bad=True).images]
     except UserError:
-        paths = _image_files([root])  # a folder of images will do
+        paths = image_files([root])  # a folder of images will do
     return _some_images(root, paths, count, rng)
 
 
@@ -377,67 +389,3 @@ def _show_precision(result: "AveragePrecision") -> None:
         for item in result.per_class
     ]
     show_table("", ["class", "AP", "AP50"], rows)
-
-
-def _image_files(given: Sequence[Path]) -> list[Path]:
-    """Return the image files that are given, and those anywhere in the folders given.
-
-    Raises:
-        UserError: a path does not exist, or there are no images.
-    """
-    from detofa.data.records import IMAGE_SUFFIXES
-
-    found: list[Path] = []
-    for path in given:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise UserError(
-                    f"the folder {path} has no images; those read are {', '.join(IMAGE_SUFFIXES)}"
-                )
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise UserError(f"{path} does not exist; give images or folders of images")
-    return list(dict.fromkeys(found))
-
-
-def _write_predictions(
-    output: Path, paths: Sequence[Path], found: "Sequence[Detections]", detector: "Detector"
-) -> None:
-    import io
-
-    from PIL import Image
-
-    from detofa.files import write_bytes, write_json
-    from detofa.imaging import read_image
-    from detofa.runtime.draw import detections_to_json, draw_detections
-
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    taken: set[str] = set()
-    for number, (path, detections) in enumerate(zip(paths, found, strict=True), start=1):
-        pixels = read_image(path)
-        name = _free_name(path.stem, taken)
-        buffer = io.BytesIO()
-        drawn = draw_detections(pixels, detections, detector.class_names)
-        Image.fromarray(drawn).save(buffer, format="PNG")
-        write_bytes(output / name, buffer.getvalue())
-        height, width = pixels.shape[:2]
-        record = {"id": number, "file_name": str(path), "height": height, "width": width}
-        images.append(record | {"picture": name})
-        for box in detections_to_json(detections, number, detector.categories):
-            area = box["bbox"][2] * box["bbox"][3]
-            annotations.append(box | {"id": len(annotations) + 1, "area": area, "iscrowd": 0})
-    categories = [{"id": number, "name": name} for number, name in detector.categories]
-    content = {"images": images, "categories": categories, "annotations": annotations}
-    write_json(output / "predictions.json", "predictions", content)
-
-
-def _free_name(stem: str, taken: set[str]) -> str:
-    name, number = f"{stem}.png", 2
-    while name in taken:
-        name, number = f"{stem}-{number}.png", number + 1
-    taken.add(name)
-    return name

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
-from detofa.imaging import image_size
+from detofa.imaging import IMAGE_SUFFIXES, image_size
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLITS = ("train", "val", "test")
 _SPLIT_OF_NAME = {
     "train": "train",

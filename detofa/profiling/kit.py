@@ -1,9 +1,7 @@
 """The profiling kit: everything that measures a space on a device without torch or a network."""
 
 import hashlib
-import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +11,7 @@ import onnx
 
 import detofa
 from detofa.errors import UserError
-from detofa.files import read_json, sha256_json, write_bytes
+from detofa.files import read_json, sha256_json, write_bytes, zipped
 from detofa.profiling.conditions import RUNTIMES, Conditions
 from detofa.profiling.measure import ProfilePlan, table_of
 from detofa.profiling.on_device import DATA, FILES, RECORD, RESULTS
@@ -24,7 +22,6 @@ from detofa.runtime.measuring import STANDARD, Pass, Progress, Samples, Schedule
 from detofa.runtime.runtimes import OnnxRuntimeCpu
 from detofa.space import SearchSpace
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file, so that equal kits are equal
 _REMAKE = "`python3 kit.zip` on the device"
 _README = """\
 A profiling kit of detofa {version}, for {device}: it measures {count} models of the search space
@@ -76,48 +73,44 @@ def make_kit(
         raise UserError(f"a kit measures with {' or '.join(fitting)}, not with {runtime!r}")
     package = Path(detofa.__file__).parent
     models = plan.models()
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as kit:
-
-        def add(name: str, content: bytes) -> None:
-            kit.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED)
-
-        entries = {}
-        for index, (name, build) in enumerate(models.items()):
-            on_progress("packing models", index / len(models))
-            model, file_name = build(), f"{index:04d}.onnx"
-            add(f"{DATA}/{file_name}", model)
-            entries[name] = {
-                "file": file_name,
-                "sha256": hashlib.sha256(model).hexdigest(),
-                "structure": structure_of(model),
-            }
-        record = {
-            "device": device,
-            "runtime": runtime,
-            "threads": threads,
-            "batch": batch,
-            "schedule": asdict(schedule),
-            "plan": plan.to_json(),
-            "models": entries,
-            "looked_at": plan.looked_at,
-            "detofa_version": detofa.__version__,
+    files: dict[str, bytes] = {}
+    entries = {}
+    for index, (name, build) in enumerate(models.items()):
+        on_progress("packing models", index / len(models))
+        model, file_name = build(), f"{index:04d}.onnx"
+        files[f"{DATA}/{file_name}"] = model
+        entries[name] = {
+            "file": file_name,
+            "sha256": hashlib.sha256(model).hexdigest(),
+            "structure": structure_of(model),
         }
-        record["sha256"] = sha256_json(record)
-        add(f"{DATA}/{RECORD}", json.dumps(record, indent=1).encode())
-        add(f"{DATA}/__init__.py", b"")
-        for name in FILES:
-            add(f"detofa/{name}", (package / name).read_bytes())
-        add("__main__.py", b"from detofa.profiling.on_device import main\n\nmain()\n")
-        readme = _README.format(
-            version=detofa.__version__,
-            device=device,
-            runtime=runtime,
-            count=len(models),
-            space=plan.space.name,
-        )
-        add("README.txt", readme.encode())
-    write_bytes(path, data.getvalue())
+    record = {
+        "device": device,
+        "runtime": runtime,
+        "threads": threads,
+        "batch": batch,
+        "schedule": asdict(schedule),
+        "plan": plan.to_json(),
+        "models": entries,
+        "looked_at": plan.looked_at,
+        "detofa_version": detofa.__version__,
+    }
+    record["sha256"] = sha256_json(record)
+    readme = _README.format(
+        version=detofa.__version__,
+        device=device,
+        runtime=runtime,
+        count=len(models),
+        space=plan.space.name,
+    )
+    files |= {
+        f"{DATA}/{RECORD}": json.dumps(record, indent=1).encode(),
+        f"{DATA}/__init__.py": b"",
+        **{f"detofa/{name}": (package / name).read_bytes() for name in FILES},
+        "__main__.py": b"from detofa.profiling.on_device import main\n\nmain()\n",
+        "README.txt": readme.encode(),
+    }
+    write_bytes(path, zipped(files))
     return len(models)
 
 

@@ -13,9 +13,15 @@ from detofa.errors import UserError
 from detofa.imaging import Letterbox, Preprocessing, letterbox
 from detofa.runtime.detections import Detections
 from detofa.runtime.manifest import Manifest, manifest_path
-from detofa.runtime.matching import EXACT, match_boxes
 from detofa.runtime.postprocess import detections_from_outputs
-from detofa.runtime.session import Closing, FileSession, OnnxSession, RuntimeName, Session
+from detofa.runtime.session import (
+    Closing,
+    FileSession,
+    OnnxSession,
+    RuntimeName,
+    Session,
+    model_name,
+)
 from detofa.subnet import PostProcessing, Subnet
 
 SUBNET_KEY = "detofa.subnet"
@@ -164,32 +170,52 @@ def open_detector(
         raise UserError(
             f"{beside} describes {manifest.model_file}, not {path.name}; remove it or export again"
         )
-    session = _session(path, threads, runtime)
-    subnet = _stored_subnet(session, path)
-    if subnet is None:
-        if manifest is None:
-            raise UserError(
-                f"{path} was not made by `detofa export`: it says neither its classes nor its "
-                "preprocessing, and no manifest lies beside it; export it again from subnet.json"
-            )
-        subnet = manifest.subnet
-    if session.image_size != subnet.arch.image_size:
+    stored = None if manifest is None else manifest.subnet
+    return detector_of(path, stored, threads=threads, runtime=runtime)
+
+
+def detector_of(
+    model: Path | bytes,
+    subnet: Subnet | None = None,
+    *,
+    threads: int = 1,
+    runtime: RuntimeName = "onnxruntime",
+) -> Detector:
+    """Open an exported detector that may lie in memory; see `open_detector`.
+
+    Args:
+        model: The file, or its content.
+        subnet: What it is, if it does not say so itself.
+        threads: Threads used inside an operator.
+        runtime: What runs it, on the processor.
+
+    Raises:
+        UserError: damaged, or not made by `detofa export`.
+    """
+    name, session = model_name(model), _session(model, threads, runtime)
+    found = _stored_subnet(session, name) or subnet
+    if found is None:
         raise UserError(
-            f"{path} takes images of {session.image_size} (height, width), but its record says "
-            f"{subnet.arch.image_size}; export it again from subnet.json"
+            f"{name} was not made by `detofa export`: it says neither its classes nor its "
+            "preprocessing, and no manifest lies beside it; export it again from subnet.json"
         )
-    return Detector.of_subnet(session, subnet)
+    if session.image_size != found.arch.image_size:
+        raise UserError(
+            f"{name} takes images of {session.image_size} (height, width), but its record says "
+            f"{found.arch.image_size}; export it again from subnet.json"
+        )
+    return Detector.of_subnet(session, found)
 
 
-def _session(path: Path, threads: int, runtime: RuntimeName) -> FileSession:
+def _session(model: Path | bytes, threads: int, runtime: RuntimeName) -> FileSession:
     if runtime == "onnxruntime":
-        return OnnxSession(path, threads=threads)
+        return OnnxSession(model, threads=threads)
     from detofa.runtime.openvino_cpu import OpenVinoSession
 
-    return OpenVinoSession(path, threads=threads)
+    return OpenVinoSession(model, threads=threads)
 
 
-def _stored_subnet(session: FileSession, path: Path) -> Subnet | None:
+def _stored_subnet(session: FileSession, name: str) -> Subnet | None:
     text = session.metadata.get(SUBNET_KEY)
     if text is None:
         return None
@@ -200,34 +226,5 @@ def _stored_subnet(session: FileSession, path: Path) -> Subnet | None:
         return Subnet.from_json(record)
     except (json.JSONDecodeError, UserError) as error:
         raise UserError(
-            f"the record inside {path} cannot be read ({error}); export it again from subnet.json"
+            f"the record inside {name} cannot be read ({error}); export it again from subnet.json"
         ) from error
-
-
-def check_same(detector: Detector, reference: Detector, rng: np.random.Generator) -> None:
-    """Compare two runtimes on noise, alone and in a batch.
-
-    Raises:
-        UserError: they do not find the same boxes.
-    """
-    height, width = reference.session.image_size
-    images = list(rng.integers(0, 256, (3, height, width, 3), np.uint8))
-    for some in (images[:1], images):
-        inputs, _ = reference.prepare(some)
-        wanted, found = (_candidates(one.session, inputs) for one in (reference, detector))
-        matches = [match_boxes(*pair, EXACT) for pair in zip(wanted, found, strict=True)]
-        if any(match.num_matched < match.num_compared for match in matches):
-            raise UserError(
-                "this runtime does not find the boxes that ONNX Runtime finds in the same file; "
-                "do not use it for this file, and report this with the versions of both"
-            )
-
-
-def _candidates(
-    session: Session, inputs: NDArray[Any]
-) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Return boxes (N, 4) and scores (N, C) of each image."""
-    if session.suppresses:
-        detected = session.run_suppressed(inputs)
-        return [(one.boxes_xyxy, one.scores[:, None]) for one in detected]
-    return list(zip(*session.run(inputs), strict=True))

@@ -1,12 +1,16 @@
 """Whether two runs of a detector gave the same boxes, in whatever order."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from detofa.errors import UserError
+from detofa.runtime.detector import Detector
 from detofa.runtime.postprocess import pairwise_iou
+from detofa.runtime.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +83,32 @@ def match_boxes(
         worst_iou=float(overlap[same].min(initial=1)),
         worst_score_difference=float(difference[same].max(initial=0)),
     )
+
+
+def check_same(detector: Detector, reference: Detector, rng: np.random.Generator) -> None:
+    """Compare two runtimes on noise, alone and in a batch.
+
+    Raises:
+        UserError: they do not find the same boxes.
+    """
+    height, width = reference.session.image_size
+    images = list(rng.integers(0, 256, (3, height, width, 3), np.uint8))
+    for some in (images[:1], images):
+        inputs, _ = reference.prepare(some)
+        wanted, found = (_candidates(one.session, inputs) for one in (reference, detector))
+        matches = [match_boxes(*pair, EXACT) for pair in zip(wanted, found, strict=True)]
+        if any(match.num_matched < match.num_compared for match in matches):
+            raise UserError(
+                "this runtime does not find the boxes that ONNX Runtime finds in the same file; "
+                "do not use it for this file, and report this with the versions of both"
+            )
+
+
+def _candidates(
+    session: Session, inputs: NDArray[Any]
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Return boxes (N, 4) and scores (N, C) of each image."""
+    if session.suppresses:
+        detected = session.run_suppressed(inputs)
+        return [(one.boxes_xyxy, one.scores[:, None]) for one in detected]
+    return list(zip(*session.run(inputs), strict=True))

@@ -1,15 +1,12 @@
 """The profiling kit, run as on a device: with numpy and ONNX Runtime, and without torch."""
 
-import ast
-import importlib.metadata
 import json
 import os
-import re
 import subprocess
 import sys
 import time
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +20,7 @@ from detofa.profiling.device import this_cpu
 from detofa.profiling.kit import make_kit, structure_of, table_from_kit
 from detofa.profiling.measure import ProfilePlan
 from detofa.runtime.measuring import Schedule
+from tests.bare import newer_than_python_3_10, only_packages, run_bare
 
 SPACE = preset("tiny", num_classes=3, image_sizes=[(64, 64)])
 PLAN = ProfilePlan.draw(SPACE, num_fit=6, num_held_out=5)
@@ -38,44 +36,13 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with numpy, onnxruntime and what that needs, and nothing else."""
-    folder = tmp_path_factory.mktemp("packages")
-    todo, seen = ["numpy", "onnxruntime"], set()
-    while todo:
-        name = todo.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        found = importlib.metadata.distribution(name)
-        for file in found.files or ():
-            top = PurePosixPath(file).parts[0]
-            if not top.startswith(("..", "__pycache__")) and not (folder / top).exists():
-                (folder / top).symlink_to(Path(str(found.locate_file(top))))
-        for needed in found.requires or ():
-            if "extra ==" not in needed:
-                todo.append(re.split(r"[^\w.-]", needed)[0])
-    return folder
-
-
-def run_kit(
-    kit: Path, packages: Path, folder: Path, *options: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a kit where no other package is: -S leaves site-packages out."""
-    return subprocess.run(
-        [sys.executable, "-S", str(kit), *options],
-        cwd=folder,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(packages)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    return only_packages(tmp_path_factory.mktemp("packages"), "numpy", "onnxruntime")
 
 
 @pytest.fixture(scope="module")
 def results(kit: Path, packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("device")
-    done = run_kit(kit, packages, folder)
+    done = run_bare(kit, packages, folder)
     assert done.returncode == 0, done.stderr
     assert "detofa profile --from kit-results.json" in done.stdout
     assert [path.name for path in folder.iterdir()] == ["kit-results.json"]
@@ -85,7 +52,7 @@ def results(kit: Path, packages: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_the_interpreter_of_these_tests_has_no_torch(packages: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("import numpy, onnxruntime\nimport torch\n")
-    done = run_kit(program, packages, tmp_path)
+    done = run_bare(program, packages, tmp_path)
     assert "No module named 'torch'" in done.stderr
 
 
@@ -109,7 +76,7 @@ def test_an_unpacked_kit_does_the_same_and_goes_on_where_it_was_stopped(
         assert "README.txt" in names
         assert all(not name.startswith(("/", "..")) and ".." not in name for name in names)
         packed.extractall(tmp_path / "kit")
-    done = run_kit(tmp_path / "kit", packages, tmp_path, "--passes", "1")
+    done = run_bare(tmp_path / "kit", packages, tmp_path, "--passes", "1")
     assert done.returncode == 0, done.stderr
     first = json.loads((tmp_path / "kit-results.json").read_text())
     (tmp_path / "kit-results.json").unlink()
@@ -125,7 +92,7 @@ def test_an_unpacked_kit_does_the_same_and_goes_on_where_it_was_stopped(
         process.kill()
     (unfinished,) = found
     kept = unfinished.read_bytes().count(b"\n") - 1
-    done = run_kit(tmp_path / "kit", packages, tmp_path, "--passes", str(kept + 1))
+    done = run_bare(tmp_path / "kit", packages, tmp_path, "--passes", str(kept + 1))
     assert done.returncode == 0, done.stderr
     assert f"{kept} passes are there already" in done.stdout
     results = json.loads((tmp_path / "kit-results.json").read_text())
@@ -147,16 +114,16 @@ def test_a_damaged_kit_and_another_device_are_refused(
     whole = record.read_text()
     for text in (whole, whole.replace('"threads": 1', '"threads": 2'), whole[:100]):
         record.write_text(text)
-        done = run_kit(tmp_path / "kit", packages, tmp_path)
+        done = run_bare(tmp_path / "kit", packages, tmp_path)
         assert done.returncode == 1
         assert "copy the kit to this device again" in done.stderr
         assert "Traceback" not in done.stderr
     record.write_text(whole)
-    done = run_kit(tmp_path / "kit", packages, tmp_path, "--passes", "0")
+    done = run_bare(tmp_path / "kit", packages, tmp_path, "--passes", "0")
     assert done.returncode == 1
     assert "error: passes should be a whole number" in done.stderr
     make_kit(PLAN, tmp_path / "orin.zip", device="orin", schedule=SCHEDULE)
-    done = run_kit(tmp_path / "orin.zip", packages, tmp_path)
+    done = run_bare(tmp_path / "orin.zip", packages, tmp_path)
     assert done.returncode == 1
     assert "this kit is for 'orin', but this machine is" in done.stderr
     assert not (tmp_path / "kit-results.json").exists()
@@ -164,18 +131,7 @@ def test_a_damaged_kit_and_another_device_are_refused(
 
 def test_a_kit_holds_nothing_newer_than_python_3_10(kit: Path) -> None:
     """JetPack 6 has Python 3.10."""
-    with zipfile.ZipFile(kit) as packed:
-        for name in packed.namelist():
-            if name.endswith(".py"):
-                tree = ast.parse(packed.read(name), name, feature_version=(3, 10))
-                newer = {"Self", "UTC", "StrEnum", "tomllib", "ExceptionGroup", "Never"}
-                imported = {
-                    alias.name
-                    for node in tree.body
-                    if isinstance(node, ast.Import | ast.ImportFrom)
-                    for alias in node.names
-                }
-                assert not newer & imported, name
+    assert newer_than_python_3_10(kit) == []
 
 
 def test_equal_plans_make_equal_kits(kit: Path, tmp_path: Path) -> None:

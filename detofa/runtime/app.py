@@ -1,0 +1,225 @@
+"""What a packed detector does on a device: detect in images and video, and measure itself.
+
+It is a zip that Python runs as it is: `python3 detector.zip`. Beside this module it holds the
+model and the few other modules that are imported here, none of which needs more than numpy, pillow
+and the runtime; a camera or video also needs OpenCV.
+"""
+
+import argparse
+import hashlib
+import importlib.resources
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detofa.errors import UserError
+from detofa.imaging import read_image
+from detofa.runtime.bench import measure_file
+from detofa.runtime.detector import Detector, detector_of
+from detofa.runtime.draw import detections_to_json, draw_detections
+from detofa.runtime.predictions import image_files, write_predictions
+from detofa.runtime.session import RuntimeName
+from detofa.timer import Timing
+
+DATA = "detector_data"
+"""Package inside the zip that holds the model and its record."""
+MODEL, RECORD = "model.onnx", "detector.json"
+
+FILES = (
+    "__init__.py",
+    "arch.py",
+    "blocks.py",
+    "errors.py",
+    "files.py",
+    "imaging.py",
+    "space.py",
+    "subnet.py",
+    "timer.py",
+    "runtime/__init__.py",
+    "runtime/app.py",
+    "runtime/bench.py",
+    "runtime/detections.py",
+    "runtime/detector.py",
+    "runtime/draw.py",
+    "runtime/manifest.py",
+    "runtime/measuring.py",
+    "runtime/openvino_cpu.py",
+    "runtime/postprocess.py",
+    "runtime/predictions.py",
+    "runtime/runtimes.py",
+    "runtime/session.py",
+)
+"""Files of this package that the zip holds, as paths from its folder."""
+
+
+def main() -> None:
+    """Run a command; see `python3 detector.zip --help`."""
+    options = _parser().parse_args()
+    try:
+        model, record = _packed()
+        options.run(model, record, options)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python3 detector.zip", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--threads", type=int, default=1, help="default %(default)s")
+    common.add_argument(
+        "--runtime", choices=("onnxruntime", "openvino"), default="onnxruntime", help="what runs it"
+    )
+    finding = argparse.ArgumentParser(add_help=False)
+    finding.add_argument("--score", type=float, help="least score of a box")
+    predict = commands.add_parser(
+        "predict", parents=[common, finding], help="find objects in images or folders"
+    )
+    predict.add_argument("images", nargs="+", type=Path)
+    predict.add_argument("--output", type=Path, default=Path("predictions"), help="a folder")
+    predict.set_defaults(run=_predict)
+    video = commands.add_parser(
+        "video", parents=[common, finding], help="find objects in a camera's or a file's pictures"
+    )
+    video.add_argument("source", help="a video file, an address, or the number of a camera")
+    video.add_argument("--output", type=Path, help="video to write, ending in .mp4 or .avi")
+    video.add_argument("--show", action="store_true", help="show it in a window; q closes it")
+    video.add_argument("--frames", type=int, help="stop after so many")
+    video.set_defaults(run=_video)
+    bench = commands.add_parser("bench", parents=[common], help="measure the latency here")
+    bench.add_argument("--runs", type=int, default=100, help="calls that are timed")
+    bench.add_argument("--batch", type=int, default=1, help="images of one call")
+    bench.set_defaults(run=_bench)
+    commands.add_parser("info", help="say what this detector is").set_defaults(run=_info)
+    return parser
+
+
+def _packed() -> tuple[bytes, dict[str, Any]]:
+    """Return the model, checked, and its record."""
+    folder = importlib.resources.files(DATA)
+    try:
+        record: dict[str, Any] = json.loads(folder.joinpath(RECORD).read_text(encoding="utf-8"))
+        model = folder.joinpath(MODEL).read_bytes()
+        intact = hashlib.sha256(model).hexdigest() == record["model_sha256"]
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"this zip is damaged ({error}); copy it to this device again") from error
+    if not intact:
+        raise UserError("the model in this zip is damaged; copy it to this device again")
+    return model, record
+
+
+def _opened(model: bytes, options: argparse.Namespace) -> Detector:
+    runtime = cast(RuntimeName, options.runtime)
+    return detector_of(model, threads=options.threads, runtime=runtime)
+
+
+def _predict(model: bytes, record: Mapping[str, Any], options: argparse.Namespace) -> None:
+    paths = image_files(options.images)
+    with _opened(model, options) as detector:
+        found = [
+            detector.detect([read_image(path)], score_threshold=options.score)[0] for path in paths
+        ]
+        write_predictions(options.output, paths, found, detector)
+    print(f"{sum(map(len, found))} boxes in {len(paths)} images; see {options.output}")
+
+
+def _video(model: bytes, record: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Print a line of JSON for each picture; write or show them with boxes."""
+    cv2 = _opencv()
+    source = int(options.source) if options.source.isdigit() else options.source
+    writer = None
+    with _opened(model, options) as detector:
+        for number, (image, rate) in enumerate(_pictures(cv2, source)):
+            begin = time.perf_counter()
+            found = detector.detect([image], score_threshold=options.score)[0]
+            took = 1000 * (time.perf_counter() - begin)
+            boxes = detections_to_json(found, number, detector.categories)
+            print(json.dumps({"picture": number, "ms": round(took, 2), "boxes": boxes}), flush=True)
+            if options.output is not None or options.show:
+                drawn = draw_detections(image, found, detector.class_names)[..., ::-1]
+                if options.output is not None:
+                    writer = writer or _writer(cv2, options.output, rate, image.shape[:2])
+                    writer.write(np.ascontiguousarray(drawn))
+                if options.show:
+                    cv2.imshow("detector", drawn)
+                    if cv2.waitKey(1) & 0xFF == ord("q"):
+                        break
+            if options.frames is not None and number + 1 >= options.frames:
+                break
+    if writer is not None:
+        writer.release()
+
+
+def _pictures(cv2: Any, source: int | str) -> Iterator[tuple[NDArray[np.uint8], float]]:
+    """Yield RGB pictures, (H, W, 3) uint8, and the rate of the source in pictures a second."""
+    capture = cv2.VideoCapture(source)
+    if not capture.isOpened():
+        raise UserError(
+            f"{source} cannot be opened as a video; give a file, an address, or a camera's number"
+        )
+    rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
+    while True:
+        there, picture = capture.read()
+        if not there:
+            capture.release()
+            return
+        yield np.ascontiguousarray(picture[..., ::-1]), rate
+
+
+def _writer(cv2: Any, path: Path, rate: float, size: tuple[int, int]) -> Any:
+    codecs = {".mp4": "mp4v", ".avi": "MJPG"}
+    if path.suffix not in codecs:
+        raise UserError(f"{path} should end in {' or '.join(codecs)}")
+    code = cv2.VideoWriter_fourcc(*codecs[path.suffix])
+    writer = cv2.VideoWriter(str(path), code, rate, (size[1], size[0]))
+    if not writer.isOpened():
+        raise UserError(f"{path} cannot be written; see that its folder is there and writable")
+    return writer
+
+
+def _bench(model: bytes, record: Mapping[str, Any], options: argparse.Namespace) -> None:
+    runtime = cast(RuntimeName, options.runtime)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL
+        path.write_bytes(model)
+        latency = measure_file(
+            path, runs=options.runs, batch=options.batch, threads=options.threads, runtime=runtime
+        )
+    print(
+        f"{latency.wall.count} calls, batch {options.batch}, threads {options.threads}, {runtime}"
+    )
+    clocks: dict[str, Timing | None] = {"processor": latency.thread, "wall": latency.wall}
+    for name, timing in clocks.items():
+        if timing is not None:
+            print(
+                f"{name} time: p50 {timing.p50_ms:.2f} ms, p90 {timing.p90_ms:.2f}, "
+                f"p99 {timing.p99_ms:.2f}"
+            )
+
+
+def _info(model: bytes, record: Mapping[str, Any], options: argparse.Namespace) -> None:
+    print(json.dumps(record, indent=1))
+
+
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError as error:
+        raise UserError(
+            f"video needs OpenCV ({error}); install it with `pip install opencv-python-headless` "
+            "(opencv-python to show a window)"
+        ) from error
+    return cv2
+
+
+if __name__ == "__main__":
+    main()
