@@ -85,6 +85,10 @@ def export(
         Path | None,
         typer.Option(metavar="ZIP", help="Also pack it with all code that runs it on a device."),
     ] = None,
+    triton: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also put it into a repository of Triton's server."),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Write a detector as one ONNX file, verified against PyTorch, with a manifest beside it.
@@ -137,6 +141,12 @@ def export(
         engine = exported.model_path.with_suffix(".engine")
         beside = build_engine(exported.model_path, engine)
         print(f"wrote {engine} and {beside}")
+    if triton is not None:
+        from detofa.export.triton import write_triton
+
+        is_engine = to is Target.TENSORRT
+        model = exported.model_path.with_suffix(".engine") if is_engine else exported.model_path
+        print(f"wrote {write_triton(model, triton)}; `tritonserver --model-repository {triton}`")
 
 
 def evaluate(

@@ -1,0 +1,157 @@
+"""A model repository for Triton Inference Server: configuration, labels, warm-up, the model.
+
+Source of the layout and fields: Triton's model repository and model configuration documentation;
+tests read the configuration with the protobuf schema that NVIDIA publishes.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detofa.errors import UserError
+from detofa.files import write_bytes
+from detofa.runtime.manifest import Manifest, manifest_path
+from detofa.runtime.session import DETECTION_NAMES, PIXELS_NAME, SCORES_NAME
+
+LABELS = "labels.txt"
+_TYPES = {
+    PIXELS_NAME: "TYPE_UINT8",
+    DETECTION_NAMES[2]: "TYPE_INT64",
+    DETECTION_NAMES[3]: "TYPE_INT64",
+}
+_LABELLED = (SCORES_NAME, DETECTION_NAMES[2])
+_DELAY_MICROSECONDS = 100
+
+
+class _Word(str):
+    """A text that stands without quotation marks, such as a name of an enumeration."""
+
+
+def write_triton(
+    model_path: Path, folder: Path, *, name: str | None = None, max_batch: int = 8
+) -> Path:
+    """Write a model repository that serves an exported detector.
+
+    Args:
+        model_path: An .onnx file that `detofa export` wrote, its manifest beside it; or a TensorRT
+            engine that was built from it, beside both.
+        folder: The repository; other models in it stay.
+        name: The model's name there; that of the file if not given.
+        max_batch: Images that Triton may put together, where the file takes any number.
+
+    Returns:
+        The folder of the model.
+
+    Raises:
+        UserError: the model or its manifest is missing or changed, or the name is none for Triton.
+    """
+    is_engine = model_path.suffix == ".engine"
+    source = model_path.with_suffix(".onnx") if is_engine else model_path
+    manifest = Manifest.load(manifest_path(source))
+    if not model_path.is_file():
+        raise UserError(f"{model_path} does not exist; make it with `detofa export`")
+    name = name or model_path.stem
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise UserError(
+            f"a model of Triton should have letters, digits, '_', '-' and '.' in its name, got "
+            f"{name!r}; give another with --name"
+        )
+    place = folder / name
+    file_name = "model.plan" if is_engine else "model.onnx"
+    config = _config(manifest, name, "tensorrt" if is_engine else "onnxruntime", max_batch)
+    labels = "".join(f"{label}\n" for _, label in manifest.subnet.categories)
+    write_bytes(place / "1" / file_name, model_path.read_bytes())
+    write_bytes(place / LABELS, labels.encode())
+    write_bytes(place / "config.pbtxt", text_format(config).encode())
+    return place
+
+
+def _config(manifest: Manifest, name: str, backend: str, max_batch: int) -> dict[str, Any]:
+    """Return the fields of Triton's ModelConfig."""
+    (_, first), *_ = manifest.inputs.items()
+    is_free = isinstance(first[0], str)
+    limit = max_batch if is_free else 0  # 0: Triton adds no batch size of its own to the shapes
+
+    def port(key: str, shape: Sequence[int | str]) -> dict[str, Any]:
+        kind = _Word(_TYPES.get(key, "TYPE_FP32"))
+        # A number for each image has no size left once the batch is taken away: Triton wants [1].
+        return {
+            "name": key,
+            "data_type": kind,
+            "dims": list(shape[1:] if is_free else shape) or [1],
+        }
+
+    inputs = [port(key, shape) for key, shape in manifest.inputs.items()]
+    outputs = []
+    for key, shape in manifest.outputs.items():
+        entry = port(key, shape)
+        if len(shape) == 1 and is_free:
+            entry["reshape"] = {"shape": []}
+        if key in _LABELLED:
+            entry["label_filename"] = LABELS
+        outputs.append(entry)
+    config: dict[str, Any] = {
+        "name": name,
+        "backend": backend,
+        "max_batch_size": limit,
+        "input": inputs,
+        "output": outputs,
+        "instance_group": [{"count": 1, "kind": _Word("KIND_AUTO")}],
+    }
+    if limit > 1:
+        config["dynamic_batching"] = {"max_queue_delay_microseconds": _DELAY_MICROSECONDS}
+    warm_ups = sorted({1, limit}) if limit else [0]
+    config["model_warmup"] = [
+        {
+            "name": f"zeros_{size}" if size else "zeros",
+            "batch_size": size,
+            "inputs": [
+                {
+                    "key": entry["name"],
+                    "value": {
+                        "data_type": entry["data_type"],
+                        "dims": entry["dims"],
+                        "zero_data": True,
+                    },
+                }
+                for entry in inputs
+            ],
+        }
+        for size in warm_ups
+    ]
+    config["parameters"] = [
+        {"key": key, "value": {"string_value": text}}
+        for key, text in {
+            "detofa_model_sha256": manifest.model_sha256,
+            "detofa_precision": manifest.precision,
+            "detofa_preprocessing": json.dumps(manifest.subnet.preprocessing.to_json()),
+        }.items()
+    ]
+    return config
+
+
+def text_format(fields: Mapping[str, Any], indent: str = "") -> str:
+    """Return a message in protobuf's text format."""
+    lines = []
+    for key, value in fields.items():
+        entries = value if isinstance(value, list) else [value]
+        if entries and all(type(entry) is int for entry in entries) and isinstance(value, list):
+            lines.append(f"{indent}{key}: [{', '.join(map(str, entries))}]")
+            continue
+        for entry in entries:
+            if isinstance(entry, Mapping):
+                inside = text_format(entry, indent + "  ")
+                lines.append(f"{indent}{key} {{\n{inside}{indent}}}")
+            else:
+                lines.append(f"{indent}{key}: {_scalar(entry)}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, _Word):
+        return str(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,109 @@
+"""Repositories for Triton, read with the schema that its client ships."""
+
+import numpy as np
+import pytest
+
+from detofa.errors import UserError
+from detofa.export.export import export_subnet
+from detofa.export.triton import LABELS, text_format, write_triton
+from detofa.runtime.session import OnnxSession
+from tests.samples import make_subnet
+
+from .conftest import SmallDetector
+
+model_config = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+text = pytest.importorskip("google.protobuf.text_format")
+
+SUBNET = make_subnet((96, 160))
+
+
+def read(place):
+    config = (place / "config.pbtxt").read_text()
+    return text.Parse(config, model_config.ModelConfig())
+
+
+@pytest.fixture
+def exported(tmp_path, images, monkeypatch):
+    monkeypatch.setattr("detofa.export.verify.FEWEST_BOXES", 1)
+
+    def export(**how):
+        path = tmp_path / "cells.onnx"
+        rng = np.random.default_rng(0)
+        export_subnet(SmallDetector(), SUBNET, path, images=images, rng=rng, **how)
+        return path
+
+    return export
+
+
+@pytest.mark.parametrize(
+    ("how", "limit", "inputs", "outputs"),
+    [
+        ({}, 8, [(3, 96, 160)], [(15, 4), (15, 2)]),
+        ({"pixels": True}, 8, [(96, 160, 3)], [(15, 4), (15, 2)]),
+        ({"batch": 4}, 0, [(4, 3, 96, 160)], [(4, 15, 4), (4, 15, 2)]),
+        ({"suppress": True}, 8, [(3, 96, 160)], [(30, 4), (30,), (30,), (1,)]),
+    ],
+)
+def test_every_form_of_a_file_is_described(exported, tmp_path, how, limit, inputs, outputs):
+    path = exported(**how)
+    place = write_triton(path, tmp_path / "models")
+    assert sorted(str(one.relative_to(place)) for one in place.rglob("*") if one.is_file()) == [
+        "1/model.onnx",
+        "config.pbtxt",
+        LABELS,
+    ]
+    assert (place / "1" / "model.onnx").read_bytes() == path.read_bytes()
+    assert (place / LABELS).read_text().splitlines() == [name for _, name in SUBNET.categories]
+    config = read(place)
+    assert (config.name, config.backend, config.max_batch_size) == ("cells", "onnxruntime", limit)
+    assert [tuple(entry.dims) for entry in config.input] == inputs
+    assert [tuple(entry.dims) for entry in config.output] == outputs
+    kinds = {
+        "tensor(float)": "TYPE_FP32",
+        "tensor(uint8)": "TYPE_UINT8",
+        "tensor(int64)": "TYPE_INT64",
+    }
+    with OnnxSession(path) as session:
+        opened = session._opened
+        for ports, entries in (
+            (opened.get_inputs(), config.input),
+            (opened.get_outputs(), config.output),
+        ):
+            assert [port.name for port in ports] == [entry.name for entry in entries]
+            named = [model_config.DataType.Name(entry.data_type) for entry in entries]
+            assert [kinds[port.type[len("tensor(") : -1]] for port in ports] == named
+    labelled = [entry.name for entry in config.output if entry.label_filename == LABELS]
+    assert labelled == (["detected_labels"] if "suppress" in how else ["scores"])
+    assert config.HasField("dynamic_batching") == (limit > 1)
+    for warm_up in config.model_warmup:
+        assert warm_up.batch_size <= limit
+        (key,) = warm_up.inputs
+        assert tuple(warm_up.inputs[key].dims) == inputs[0]
+        assert warm_up.inputs[key].zero_data
+    assert len(config.parameters["detofa_model_sha256"].string_value) == 64
+    if "suppress" in how:
+        assert config.output[3].HasField("reshape")
+
+
+def test_an_engine_beside_its_file_is_served_by_tensorrt(exported, tmp_path):
+    path = exported()
+    engine = path.with_suffix(".engine")
+    with pytest.raises(UserError, match="does not exist"):
+        write_triton(engine, tmp_path / "models")
+    engine.write_bytes(b"engine")
+    place = write_triton(engine, tmp_path / "models", name="fast", max_batch=1)
+    config = read(place)
+    assert (config.name, config.backend, config.max_batch_size) == ("fast", "tensorrt", 1)
+    assert (place / "1" / "model.plan").read_bytes() == b"engine"
+    assert not config.HasField("dynamic_batching")
+
+
+def test_names_that_triton_does_not_take_are_refused(exported, tmp_path):
+    with pytest.raises(UserError, match="should have letters"):
+        write_triton(exported(), tmp_path / "models", name="../up")
+    assert not (tmp_path / "models").exists()
+
+
+def test_texts_are_escaped():
+    name = 'a "quoted" name with \\ and é'
+    assert text.Parse(text_format({"name": name}), model_config.ModelConfig()).name == name
