@@ -59,9 +59,9 @@ def test_every_form_of_a_file_is_described(exported, tmp_path, how, limit, input
     assert [tuple(entry.dims) for entry in config.input] == inputs
     assert [tuple(entry.dims) for entry in config.output] == outputs
     kinds = {
-        "tensor(float)": "TYPE_FP32",
-        "tensor(uint8)": "TYPE_UINT8",
-        "tensor(int64)": "TYPE_INT64",
+        "float": "TYPE_FP32",
+        "uint8": "TYPE_UINT8",
+        "int64": "TYPE_INT64",
     }
     with OnnxSession(path) as session:
         opened = session._opened
