@@ -376,11 +376,11 @@ def _space(
     if sizes or num_classes:
         raise typer.BadParameter("goes with --space only", param_hint="--image-size, --num-classes")
 
-    from detofa.train.checkpoint import load_supernet
+    from detofa.train.supernet_record import read_supernet_record
 
     found = find_run(run)
     print(f"space of {found.path}")
-    return load_supernet(found.supernet)[1].space
+    return read_supernet_record(found.supernet).space
 
 
 def _show_profile(table: "LatencyTable") -> None:
@@ -395,7 +395,9 @@ def _show_profile(table: "LatencyTable") -> None:
     )
     print(f"range of measured detectors: {min(times):.2f} to {max(times):.2f} ms (p50)")
     floor = table.noise_floor
-    print(f"noise floor: {'unknown' if floor is None else f'{floor:.1%}'}")
+    before = table.method.get("noise_floor_with_drift")
+    drift = "" if before is None else f" ({before:.1%} before drift was taken out)"
+    print(f"noise floor: {'unknown' if floor is None else f'{floor:.1%}{drift}'}")
     enough = table.method["passes"] * table.method["runs_per_visit"] >= 4 * FEWEST_SAMPLES
     if floor is not None and floor > NOISIEST and enough:
         print(f"note: that is above {NOISIEST:.0%}; this machine is too noisy now, measure again")

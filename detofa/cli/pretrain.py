@@ -96,7 +96,8 @@ def import_weights(
     """Turn published classification weights into a supernet that `detofa train --init` takes."""
     from detofa.errors import UserError
     from detofa.supernet.import_weights import import_classifier
-    from detofa.train.checkpoint import SupernetRecord, save_supernet
+    from detofa.train.checkpoint import save_supernet
+    from detofa.train.supernet_record import SupernetRecord
     from detofa.train.task import preprocessing_of
 
     path = output or default_output(source)

@@ -144,10 +144,10 @@ def _cap(text: str | None, option: str, what: str) -> float | None:
 
 
 def _table(run: "RunFolder", wanted: "Wanted", *, needed: bool) -> "LatencyTable | None":
-    from detofa.train.checkpoint import load_supernet
+    from detofa.train.supernet_record import read_supernet_record
 
     try:
-        return locate_table(load_supernet(run.supernet)[1].space, wanted)
+        return locate_table(read_supernet_record(run.supernet).space, wanted)
     except UserError as error:
         if needed:
             raise

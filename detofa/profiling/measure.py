@@ -281,6 +281,7 @@ def table_of(
             "runs_per_visit": schedule.runs_per_visit,
             "order": "all models in turn, shuffled in every pass; first runs of a visit discarded",
             "drift": "taken out of each visit by those just before and after it",
+            "noise_floor_with_drift": noise_floor(samples.raw(plan.detectors)),
             "seed": schedule.seed,
             "settings": dict(conditions.settings),
             "state": dict(state),

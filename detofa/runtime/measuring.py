@@ -125,6 +125,11 @@ class Samples:
         held = [ms for ms in self.steadied() if len(ms) == len(self.names)]
         return np.array([[ms[name] for ms in held] for name in names], np.float64)
 
+    def raw(self, names: Iterable[str]) -> Floats:
+        """Return (names, passes, runs) samples of the passes over all as they were read."""
+        held = [one.ms for one in self.passes if len(one.ms) == len(self.names)]
+        return np.array([[ms[name] for ms in held] for name in names], np.float64)
+
     def pooled(self) -> dict[str, Floats]:
         """Return all samples of each model: (N,), drift taken out."""
         steadied = self.steadied()

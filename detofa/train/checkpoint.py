@@ -1,7 +1,6 @@
 """Weights and training state on disk: safetensors files with a JSON header, written atomically."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +12,20 @@ from torch.optim import Optimizer
 
 from detofa.errors import UserError
 from detofa.files import SCHEMA, atomic_path
-from detofa.imaging import Preprocessing
-from detofa.space import SearchSpace
 from detofa.subnet import Subnet
 from detofa.supernet.classifier import ClassifierSupernet
 from detofa.supernet.detector import StaticDetector, Supernet
 from detofa.supernet.sharing import ArchModule, WeightSharing, network_from_state
+from detofa.train.supernet_record import TRAIN, SupernetRecord, read_header
 
-_TRAIN = "`detofa train`"
 _CLASS_OUTPUTS = ("largest.head.class_tower.output.", "largest.tail.linear.")
 _OPTIMISER_PARTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SupernetRecord:
-    """What a supernet's file says about its weights.
-
-    Attributes:
-        space: The search space.
-        categories: (id, name) of each class, in label order.
-        preprocessing: How images were prepared.
-        step: Optimiser steps behind the weights.
-        recalibration: Fixed recalibration set: `images`, `seed`, `split`.
-        data: Folder of the data set it was trained on.
-    """
-
-    space: SearchSpace
-    categories: tuple[tuple[int, str], ...]
-    preprocessing: Preprocessing
-    step: int
-    recalibration: dict[str, Any]
-    data: str
-
-
 def save_supernet(path: Path, supernet: WeightSharing[Any], record: SupernetRecord) -> None:
     """Write a supernet's weights and record atomically."""
-    header = {
-        "network": "detector" if isinstance(supernet, Supernet) else "classifier",
-        "space": record.space.to_json(),
-        "categories": [list(pair) for pair in record.categories],
-        "preprocessing": record.preprocessing.to_json(),
-        "step": record.step,
-        "recalibration": record.recalibration,
-        "data": record.data,
-    }
+    network = "detector" if isinstance(supernet, Supernet) else "classifier"
+    header = {"network": network} | record.to_json()
     write_tensors(path, dict(supernet.state_dict()), "supernet", header)
 
 
@@ -80,24 +49,18 @@ def load_supernet(path: Path) -> tuple[Supernet, SupernetRecord]:
 
 def load_any_supernet(path: Path) -> tuple[WeightSharing[Any], SupernetRecord]:
     """Read a supernet of detectors or of classifiers; see `load_supernet`."""
-    tensors, header = read_tensors(path, "supernet", remake=_TRAIN)
+    tensors, header = read_tensors(path, "supernet", remake=TRAIN)
+    record = SupernetRecord.from_json(header, path)
     try:
-        space = SearchSpace.from_json(header["space"])
-        record = SupernetRecord(
-            space=space,
-            categories=tuple((int(number), str(name)) for number, name in header["categories"]),
-            preprocessing=Preprocessing.from_json(header["preprocessing"]),
-            step=int(header["step"]),
-            recalibration=dict(header["recalibration"]),
-            data=str(header["data"]),
-        )
         supernet: WeightSharing[Any] = (
-            Supernet(space) if header["network"] == "detector" else ClassifierSupernet(space)
+            Supernet(record.space)
+            if header["network"] == "detector"
+            else ClassifierSupernet(record.space)
         )
         supernet.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} does not hold a whole supernet: {reason}; see {_TRAIN}") from error
+        raise UserError(f"{path} does not hold a whole supernet: {reason}; see {TRAIN}") from error
     return supernet.eval(), record
 
 
@@ -154,7 +117,7 @@ def load_training_state(
     Raises:
         UserError: missing, truncated, or of another supernet.
     """
-    tensors, header = read_tensors(path, "training_state", remake=_TRAIN)
+    tensors, header = read_tensors(path, "training_state", remake=TRAIN)
     try:
         supernet.load_state_dict(_under(tensors, "weights/"))
         averaged.load_state_dict(_under(tensors, "averaged/"))
@@ -189,24 +152,14 @@ def read_tensors(path: Path, kind: str, *, remake: str) -> tuple[dict[str, Tenso
     Raises:
         UserError: missing, truncated, from elsewhere, of another kind or schema.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; make it with {remake}")
+    header = read_header(path, kind, remake=remake)
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("detofa", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}); make it again with {remake}"
         ) from error
-    if not isinstance(header, dict) or header.get("kind") != kind:
-        raise UserError(f"{path} is not a {kind} file of detofa; make one with {remake}")
-    if header.get("schema") != SCHEMA:
-        raise UserError(
-            f"{path} has schema {header.get('schema')!r}, this version reads {SCHEMA}; make it "
-            f"again with {remake}"
-        )
-    return tensors, header
 
 
 def save_subnet_weights(path: Path, detector: StaticDetector) -> None:

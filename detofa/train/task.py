@@ -18,10 +18,11 @@ from detofa.presets import preset
 from detofa.space import SearchSpace
 from detofa.supernet.import_weights import load_pretrained
 from detofa.supernet.sharing import ArchModule, WeightSharing
-from detofa.train.checkpoint import SupernetRecord, load_earlier_supernet, save_supernet
+from detofa.train.checkpoint import load_earlier_supernet, save_supernet
 from detofa.train.config import TrainConfig
 from detofa.train.evaluate import Recalibration
 from detofa.train.sandwich import PathSource, Sandwich
+from detofa.train.supernet_record import SupernetRecord
 
 
 class Objective(Protocol):
