@@ -22,7 +22,6 @@ import numpy as np
 from detofa.choose.chooser import Chooser
 from detofa.choose.records import Budget
 from detofa.profiling.again import AGAIN, measure_again
-from detofa.profiling.device import this_cpu
 from detofa.profiling.measure import detector_builders
 from detofa.profiling.table import LatencyTable, load_table
 from detofa.profiling.verify import Verification, verify_table
@@ -59,10 +58,12 @@ def verifications(table: LatencyTable, count: int) -> list[Verification]:
     return found
 
 
-def searches(run: RunFolder, table: LatencyTable, count: int, seed: int) -> list[dict[str, Any]]:
+def searches(
+    run: RunFolder, data: Path | None, table: LatencyTable, count: int, seed: int
+) -> list[dict[str, Any]]:
     """Choose detectors for random budgets, measure them afresh, and print how they stand."""
     rng = np.random.default_rng(seed)
-    chooser = Chooser(run, table=table, seed=seed)
+    chooser = Chooser(run, table=table, seed=seed, data=data)
     reach = reachable_range(
         chooser.space, lambda genes: table.predict_interval(genes)[1], rng, unit="ms"
     )
@@ -85,7 +86,9 @@ def searches(run: RunFolder, table: LatencyTable, count: int, seed: int) -> list
     for index, row in enumerate(rows):
         row["measured_ms"] = now.p50_ms[str(index)]
     used = np.array([row["measured_ms"] / row["budget_ms"] for row in rows])
-    print(f"{count} searches on {this_cpu().name}, budgets {reach.low:.2f} to {reach.high:.2f} ms:")
+    print(
+        f"{count} searches on {table.device.name}, budgets {reach.low:.2f} to {reach.high:.2f} ms:"
+    )
     print(f"within the budget {(used <= 1).sum()}, worst {used.max() - 1:+.1%} over it")
     print(f"measured over budget: median {np.median(used):.3f}, least {used.min():.3f}")
     print("\n| budget, ms | predicted | upper edge | measured | of the budget |")
@@ -114,6 +117,7 @@ def main() -> None:
     )
     parser.add_argument("table", type=Path, metavar="TABLE", help="a latency table")
     parser.add_argument("--run", type=Path, help="folder of a trained run of the table's space")
+    parser.add_argument("--data", type=Path, help="data set of the run, if not where it was")
     parser.add_argument("--verifications", type=int, default=0)
     parser.add_argument("--searches", type=int, default=0)
     parser.add_argument("--predictions", type=int, default=0)
@@ -132,7 +136,8 @@ def main() -> None:
     if options.predictions:
         predictions(table, options.predictions)
     if options.searches:
-        rows = searches(RunFolder(path=options.run), table, options.searches, options.seed)
+        run = RunFolder(path=options.run)
+        rows = searches(run, options.data, table, options.searches, options.seed)
         _write(options, "searches", rows)
 
 

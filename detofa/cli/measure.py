@@ -48,8 +48,8 @@ def profile(
     runtime: Annotated[
         str | None,
         typer.Option(
-            help="onnxruntime-cpu; on a GPU onnxruntime-cuda, torch-cuda or tensorrt.  "
-            "[default: ONNX Runtime]"
+            help="onnxruntime-cpu or openvino-cpu; on a GPU onnxruntime-cuda, torch-cuda or "
+            "tensorrt.  [default: ONNX Runtime]"
         ),
     ] = None,
     precision: Annotated[
@@ -88,8 +88,22 @@ def profile(
     """
     if sum([verify, make_kit is not None, from_results is not None]) > 1:
         raise typer.BadParameter("give one at most", param_hint="--verify, --make-kit, --from")
-    if make_kit is not None and precision not in (None, "fp32"):
-        raise typer.BadParameter("kits measure in fp32", param_hint="--precision")
+    if make_kit is not None:
+        if precision not in (None, "fp32"):
+            raise typer.BadParameter("kits measure in fp32", param_hint="--precision")
+        if device.strip().lower() != "cpu" and runtime is None:
+            raise typer.BadParameter(
+                "say what is to run there: tensorrt or onnxruntime-cuda on its GPU, "
+                "onnxruntime-cpu or openvino-cpu on its processor",
+                param_hint="--runtime",
+            )
+    if budget_seconds is not None and (verify or make_kit is not None or from_results is not None):
+        raise typer.BadParameter(
+            "does not go with --verify, --make-kit or --from (a kit takes it on the device)",
+            param_hint="--budget-seconds",
+        )
+    if prior is not None and (verify or from_results is not None):
+        raise typer.BadParameter("is that of the table already", param_hint="--prior")
 
     from detofa.profiling.conditions import runtime_named
     from detofa.profiling.kit import table_from_kit
@@ -158,9 +172,13 @@ def _finish(table: "LatencyTable") -> None:
 
     path = table.save(TABLES)
     _show_profile(table)
-    elsewhere = table.device.name != this_cpu().name
-    words = f" --device {shlex.quote(table.device.name)}" if elsewhere else ""
-    print(f"wrote {path}; next: `detofa search --latency 10ms{words}`")
+    usual = {"threads": 1, "batch": 1, "precision": "fp32", "runtime": "onnxruntime-cpu"}
+    words = [
+        f" --{name} {getattr(table, name)}" for name in usual if getattr(table, name) != usual[name]
+    ]
+    if table.device.name != this_cpu().name:
+        words.append(f" --device {shlex.quote(table.device.name)}")
+    print(f"wrote {path}; next: `detofa search --latency 10ms{''.join(words)}`")
 
 
 def _pack(
@@ -269,7 +287,9 @@ def bench(
     model: Annotated[Path, typer.Argument(help="An .onnx file or a subnet.json.")],
     runs: Annotated[int, typer.Option(min=1, help="Calls that are timed.")] = 100,
     threads: Threads = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Images of one call.")] = 1,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images of one call.  [default: what the file takes]")
+    ] = None,
     runtime: RuntimeOfModel = ModelRuntime.ONNXRUNTIME,
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -300,9 +320,10 @@ def bench(
                 detector.session,
                 rng=np.random.default_rng(seed),
                 runs=runs,
-                batch=batch,
+                batch=batch or 1,
                 threads=threads,
             )
+    batch = latency.batch
     clocks = {"thread CPU time": latency.thread, "wall time": latency.wall}
     device = this_cpu().name
     if as_json:
@@ -350,15 +371,16 @@ def locate_table(space: "SearchSpace", wanted: "Wanted") -> "LatencyTable":
     """Return the latency table of a space that is wanted, from the first folder that has it.
 
     Raises:
-        UserError: none has it; the message is about the user's own folder.
+        UserError: none has it (the message is about the user's own folder), or the first that has
+            one has a broken one, or several.
     """
-    from detofa.profiling.table import find_table
+    from detofa.profiling.table import NoTableError, find_table
 
-    first: UserError | None = None
-    for folder in [TABLES, *table_folders()]:
+    first: NoTableError | None = None
+    for folder in dict.fromkeys([TABLES, *table_folders()]):
         try:
             return find_table(folder, space, wanted)[1]
-        except UserError as error:
+        except NoTableError as error:
             first = first or error
     assert first is not None
     raise first
@@ -384,7 +406,7 @@ def _space(
 
 
 def _show_profile(table: "LatencyTable") -> None:
-    from detofa.profiling.verify import FEWEST_SAMPLES, NOISIEST
+    from detofa.profiling.verify import NOISIEST
 
     times = [float(entry["p50_ms"]) for entry in table.detectors]
     print(f"device: {table.device.name}, {table.runtime} {table.runtime_version}")
@@ -398,8 +420,7 @@ def _show_profile(table: "LatencyTable") -> None:
     before = table.method.get("noise_floor_with_drift")
     drift = "" if before is None else f" ({before:.1%} before drift was taken out)"
     print(f"noise floor: {'unknown' if floor is None else f'{floor:.1%}{drift}'}")
-    enough = table.method["passes"] * table.method["runs_per_visit"] >= 4 * FEWEST_SAMPLES
-    if floor is not None and floor > NOISIEST and enough:
+    if floor is not None and floor > NOISIEST:
         print(f"note: that is above {NOISIEST:.0%}; this machine is too noisy now, measure again")
     if table.unstable:
         print(

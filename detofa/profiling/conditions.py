@@ -1,11 +1,12 @@
 """What a measurement is made on and with; a profiling kit carries this module too."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
 from detofa.errors import UserError
-from detofa.profiling.device import Device
+from detofa.profiling.device import Device, devices_here
 from detofa.profiling.torch_cuda import FORMATS, TorchCuda
 from detofa.runtime.measuring import Schedule
 from detofa.runtime.openvino_cpu import OpenVinoCpu
@@ -19,6 +20,8 @@ GPU_RUNTIMES = (OnnxRuntimeCuda.name, TorchCuda.name, TensorRt.name)
 """Names of the runtimes for an NVIDIA GPU."""
 RUNTIMES = (*CPU_RUNTIMES, *GPU_RUNTIMES)
 """Names of all runtimes."""
+TELL_OPERATORS = (*CPU_RUNTIMES, TensorRt.name)
+"""Names of those that tell what operators take; see `Runtime.operator_ms`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +128,8 @@ def runtime_named(
     if device.kind == "cpu":
         kind = OnnxRuntimeCpu if name == OnnxRuntimeCpu.name else OpenVinoCpu
         return kind(threads=threads, batch=batch)
-    if threads != 1:
-        raise UserError(f"{name} takes one thread of the processor, not {threads}; leave it out")
-    index = int(device.details["index"])
+    check_threads(name, threads)
+    index = _cuda_index(device)
     match name:
         case TorchCuda.name:
             return TorchCuda(index=index, batch=batch, precision=precision)
@@ -135,3 +137,29 @@ def runtime_named(
             return TensorRt(index=index, batch=batch)
         case _:
             return OnnxRuntimeCuda(index=index, batch=batch)
+
+
+def check_threads(runtime: str, threads: int) -> None:
+    """Raise UserError if a runtime of a GPU is to take several threads of the processor."""
+    if runtime in GPU_RUNTIMES and threads != 1:
+        raise UserError(f"{runtime} takes one thread of the processor, not {threads}; leave it out")
+
+
+def _cuda_index(device: Device) -> int:
+    """Return the number that CUDA has for a GPU, which NVML numbered.
+
+    Both count in the order of the PCI bus, once CUDA is told to and sees all GPUs.
+
+    Raises:
+        UserError: CUDA sees some GPUs only.
+    """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # read when CUDA starts
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None or os.environ["CUDA_DEVICE_ORDER"] != "PCI_BUS_ID":
+        several = sum(one.kind == "gpu" for one in devices_here()) > 1
+        if several:
+            raise UserError(
+                "CUDA_VISIBLE_DEVICES or CUDA_DEVICE_ORDER numbers this machine's GPUs anew, so "
+                "that another one might be measured; unset both, and choose with --device"
+            )
+    return int(device.details["index"])

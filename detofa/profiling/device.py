@@ -115,14 +115,16 @@ def find_device(name: str, devices: Sequence[Device] | None = None) -> Device:
         wanted = int(indexed[1] or 0)
         found = [device for device in gpus if device.details.get("index") == wanted]
     else:
-        found = [device for device in here if holds_words(device.name, name)]
+        found = [device for device in here if device.name == name.strip()]
+        found = found or [device for device in here if holds_words(device.name, name)]
     names = ", ".join(f"{device.name} ({device.kind})" for device in here)
     if not found:
         raise UserError(
             f"no device named {name!r} is on this machine; it has {names}. A table is only made "
             "on the device itself: run `detofa profile` there and copy the file from its "
             "latency_tables/ into this machine's latency_tables/; or, where no torch is, make a "
-            f"kit here with `detofa profile --device {name} --make-kit kit.zip` and run that"
+            f"kit here with `detofa profile --device {name} --runtime RUNTIME --make-kit kit.zip` "
+            "and run that"
         )
     if len({device.name for device in found}) > 1:
         several = ", ".join(device.name for device in found)
@@ -217,12 +219,13 @@ def _gpus() -> list[Device]:
 
 def _gpu(nvml: Any, index: int) -> Device:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    capability = _told(nvml.nvmlDeviceGetCudaComputeCapability, handle)
+    memory = _told(nvml.nvmlDeviceGetMemoryInfo, handle)  # untold where the host's is used
     mig = _told(nvml.nvmlDeviceGetMigMode, handle)
     details = {
         "index": index,
-        "compute_capability": f"{major}.{minor}",
-        "memory_bytes": int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        "compute_capability": None if capability is None else ".".join(map(str, capability)),
+        "memory_bytes": None if memory is None else int(memory.total),
         "driver": _text(nvml.nvmlSystemGetDriverVersion()),
         "cuda": _told(nvml.nvmlSystemGetCudaDriverVersion),
         "power_limit_watts": _watts(_told(nvml.nvmlDeviceGetEnforcedPowerLimit, handle)),

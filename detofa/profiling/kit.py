@@ -12,7 +12,7 @@ import onnx
 import detofa
 from detofa.errors import UserError
 from detofa.files import read_json, sha256_json, write_bytes, zipped
-from detofa.profiling.conditions import RUNTIMES, Conditions
+from detofa.profiling.conditions import RUNTIMES, Conditions, check_threads
 from detofa.profiling.measure import ProfilePlan, table_of
 from detofa.profiling.on_device import DATA, FILES, RECORD, RESULTS
 from detofa.profiling.priors import Builder
@@ -72,7 +72,8 @@ def make_kit(
     if runtime not in fitting:
         raise UserError(f"a kit measures with {' or '.join(fitting)}, not with {runtime!r}")
     package = Path(detofa.__file__).parent
-    models = plan.models()
+    check_threads(runtime, threads)
+    models = plan.models(runtime)
     files: dict[str, bytes] = {}
     entries = {}
     for index, (name, build) in enumerate(models.items()):

@@ -14,7 +14,7 @@ import detofa
 from detofa.errors import UserError
 from detofa.export.onnx_from_blocks import detector_onnx
 from detofa.files import sha256_json
-from detofa.profiling.conditions import Conditions
+from detofa.profiling.conditions import TELL_OPERATORS, Conditions
 from detofa.profiling.cost import AdditiveCost, all_blocks, macs_cost
 from detofa.profiling.device import Device, gpu_state, slug, this_cpu
 from detofa.profiling.fit import (
@@ -106,8 +106,13 @@ class ProfilePlan:
         """Return what makes each model that is timed, by its name, in the form a runtime takes.
 
         Raises:
-            UserError: the prior needs ONNX models, and the runtime takes none.
+            UserError: the prior needs what the runtime does not have.
         """
+        if self.prior == "profile" and runtime not in TELL_OPERATORS:
+            raise UserError(
+                f"{runtime} does not tell what operators take, which the prior {self.prior!r} "
+                "needs; use --prior compute"
+            )
         blocks = prior_of(self.prior).models(all_blocks(self.space))
         if blocks and runtime == TorchCuda.name:
             raise UserError(

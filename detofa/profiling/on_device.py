@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import importlib.resources
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -148,8 +149,11 @@ def _this_device(wanted: str, *, on_gpu: bool, any_device: bool) -> Device:
     here = [device for device in devices_here() if (device.kind == "gpu") == on_gpu]
     if on_gpu and not here:
         here = [Device(kind="gpu", name=this_cpu().name, details={"index": 0})]
+    number = re.fullmatch(r"cuda(?::(\d+))?", wanted.strip().lower())
     for device in here:
-        if any_device or wanted.strip().lower() == "cpu" or holds_words(device.name, wanted):
+        by_number = number is not None and device.details.get("index") == int(number[1] or 0)
+        by_kind = by_number or (wanted.strip().lower() == "cpu" and not on_gpu)
+        if any_device or by_kind or holds_words(device.name, wanted):
             return device
     raise UserError(
         f"this kit is for {wanted!r}, but this machine is {', '.join(d.name for d in here)}; run "

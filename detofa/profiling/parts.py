@@ -41,13 +41,15 @@ def mean_shares(detectors: Sequence[Mapping[str, float]]) -> dict[str, float] | 
     """Return the shares of neck, head and decoding in what the three take, over several detectors.
 
     Args:
-        detectors: What the operators of each take; None comes back where that is not known.
+        detectors: What the operators of each take; None comes back where that is not known, or
+            where the runtime names none of the three.
     """
     found = [time_of_places(operator_ms) for operator_ms in detectors if operator_ms]
     if not found:
         return None
     sums = {part: sum(took.get(part, 0.0) for took in found) for part in AFTER_BACKBONE}
-    return {part: took / sum(sums.values()) for part, took in sums.items()}
+    total = sum(sums.values())
+    return {part: took / total for part, took in sums.items()} if total else None
 
 
 def suppression_ms(top_k: int, num_classes: int) -> float:

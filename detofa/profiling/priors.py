@@ -145,11 +145,11 @@ class Profile:
         taken: dict[str, list[float]] = {key: [] for key in found.blocks}
         each = zip(found.detectors, found.detectors_ms, found.operators_ms, strict=True)
         for keys, detector_ms, operator_ms in each:
-            if not operator_ms:
-                raise UserError(
-                    "this runtime does not tell what operators take; use --prior compute"
-                )
             took = time_of_places(operator_ms)
+            if not sum(took.values()):
+                raise UserError(
+                    "this runtime did not tell what operators take; use --prior compute"
+                )
             scale = float(detector_ms) / sum(took.values())
             *backbone, neck_head = keys
             for index, key in enumerate(backbone):

@@ -34,7 +34,7 @@ class LatencyTable:
         batch: Images at once.
         threads: Threads inside an operator.
         method: How it was timed: clock, passes, runs per visit, seconds.
-        noise_floor: Relative error of one pass of measuring against the others; None if there
+        noise_floor: Relative error of a quarter of the passes against the others; None if there
             was only one.
         unstable: Names of models whose time stayed uncertain after they were measured again.
         entries: Per model that the prior needs, such as a block alone: p50_ms, p90_ms, p99_ms,
@@ -217,6 +217,10 @@ def table_name(
     return f"{device.slug}-{slug(how)}-{slug(space.name)}-{space.digest[:8]}.json"
 
 
+class NoTableError(UserError):
+    """There is no table of what is wanted."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
     """Which table a user means.
@@ -224,7 +228,7 @@ class Wanted:
     Attributes:
         device: `cpu` for this machine's, `cuda:N` for its GPUs, or whole words of the name of any
             device that there is a table of.
-        runtime: What ran the models; any if not given.
+        runtime: What ran the models; any if not given, but ONNX Runtime for `cpu`.
         precision: Number format; any if not given.
         threads: Threads inside an operator.
         batch: Images of one call.
@@ -266,13 +270,15 @@ def find_table(
     """Return the table of a space that a user means, and where it is.
 
     Raises:
-        UserError: there is none, or several fit; says what makes one.
+        NoTableError: there is none; says what makes one.
+        UserError: several fit, or it is broken.
     """
     if wanted.device.strip().lower() == "cpu":  # a broken file is then told, and no other is read
         path = folder / table_name(
             this_cpu(),
             space,
             runtime=wanted.runtime or "onnxruntime-cpu",
+            precision=wanted.precision or "fp32",
             threads=wanted.threads,
             batch=wanted.batch,
         )
@@ -283,14 +289,16 @@ def find_table(
         for path, table in read_tables(folder)
         if isinstance(table, LatencyTable) and wanted.of_device(table)
     }
-    names = sorted({table.device.name for table in found.values()})
-    if len(names) > 1:
-        raise UserError(f"{wanted.device!r} fits {', '.join(names)}; give more of the name")
+    exact = {path: table for path, table in found.items() if table.device.name == wanted.device}
+    found = exact or found
     fitting = [
         (path, table)
         for path, table in found.items()
         if table.space.digest == space.digest and wanted.measured_so(table)
     ]
+    names = sorted({table.device.name for _, table in fitting})
+    if len(names) > 1:
+        raise UserError(f"{wanted.device!r} fits {', '.join(names)}; give more of the name")
     if len(fitting) > 1:
         ways = ", ".join(f"{table.runtime} {table.precision}" for _, table in fitting)
         raise UserError(
@@ -299,13 +307,14 @@ def find_table(
         )
     if fitting:
         return fitting[0]
-    device = names[0] if names else find_device(wanted.device).name
+    known = sorted({table.device.name for table in found.values()})
+    device = ", ".join(known) if known else find_device(wanted.device).name
     others = "".join(
         f"; there is one of {_describe(table.space)} with {table.runtime}, {table.precision}, "
         f"threads={table.threads}, batch={table.batch}"
         for table in found.values()
     )
-    raise UserError(
+    raise NoTableError(
         f"no latency table of {_describe(space)} on {device} with {wanted} in {folder}{others}; "
         f"make it with {REMAKE} on that machine"
     )

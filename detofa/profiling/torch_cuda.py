@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
-from detofa.runtime.runtimes import FLUSHED_BYTES, KEPT_ON_GPU, Timed
+from detofa.runtime.runtimes import FLUSHED_BYTES, KEPT_ON_GPU, Timed, first_line
 from detofa.timer import Clock
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class TorchCuda:
             "memory_format": torch.channels_last,
         }
         with _as_user_error(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # of the processor, and of no GPU
             module, image_size = detector_of(model)
             module, images = module.to(**how), torch.randn(self.batch, 3, *image_size).to(**how)
             replay = self._captured(module, images)
@@ -167,6 +167,6 @@ def _as_user_error() -> Iterator[None]:
         yield
     except RuntimeError as error:  # of CUDA, cuDNN or memory
         raise UserError(
-            f"PyTorch failed on the GPU: {str(error).splitlines()[0]}; check it with `nvidia-smi`, "
+            f"PyTorch failed on the GPU: {first_line(error)}; check it with `nvidia-smi`, "
             "and run the same command again: whole passes are kept"
         ) from error

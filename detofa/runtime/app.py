@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     video.set_defaults(run=_video)
     bench = commands.add_parser("bench", parents=[common], help="measure the latency here")
     bench.add_argument("--runs", type=int, default=100, help="calls that are timed")
-    bench.add_argument("--batch", type=int, default=1, help="images of one call")
+    bench.add_argument("--batch", type=int, help="images of one call")
     bench.set_defaults(run=_bench)
     commands.add_parser("info", help="say what this detector is").set_defaults(run=_info)
     return parser
@@ -195,7 +195,7 @@ def _bench(model: bytes, record: Mapping[str, Any], options: argparse.Namespace)
             path, runs=options.runs, batch=options.batch, threads=options.threads, runtime=runtime
         )
     print(
-        f"{latency.wall.count} calls, batch {options.batch}, threads {options.threads}, {runtime}"
+        f"{latency.wall.count} calls, batch {latency.batch}, threads {options.threads}, {runtime}"
     )
     clocks: dict[str, Timing | None] = {"processor": latency.thread, "wall": latency.wall}
     for name, timing in clocks.items():

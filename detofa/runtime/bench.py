@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from detofa import timer
+from detofa.errors import UserError
+from detofa.runtime.detector import open_session
 from detofa.runtime.measuring import Schedule, measure_models, median_error
 from detofa.runtime.openvino_cpu import OpenVinoCpu
 from detofa.runtime.runtimes import OnnxRuntimeCpu
@@ -37,7 +39,7 @@ def measure_file(
     path: Path,
     *,
     runs: int = 100,
-    batch: int = 1,
+    batch: int | None = None,
     threads: int = 1,
     runtime: RuntimeName = "onnxruntime",
 ) -> Latency:
@@ -46,13 +48,19 @@ def measure_file(
     Args:
         path: The file.
         runs: Calls timed, on each clock, rounded up to whole visits.
-        batch: Images of one call.
+        batch: Images of one call; if not given, what the file takes, or one.
         threads: Threads inside an operator.
         runtime: What runs it.
 
     Raises:
-        UserError: it is not a model that the runtime can open.
+        UserError: it is not a detector that the runtime can open, or takes no such batch.
     """
+    with open_session(path, threads=threads, runtime=runtime) as session:
+        fixed = session.batch
+    if batch is None:
+        batch = fixed or 1
+    if batch < 1 or fixed not in (None, batch):
+        raise UserError(f"{path} takes batches of {fixed or 'at least 1'}, not of {batch}")
     passes = -(-runs // Schedule().runs_per_visit)
     schedule = Schedule(passes=passes, extra_passes=0)
     timings: dict[timer.Clock, timer.Timing] = {}

@@ -192,7 +192,7 @@ def detector_of(
     Raises:
         UserError: damaged, or not made by `detofa export`.
     """
-    name, session = model_name(model), _session(model, threads, runtime)
+    name, session = model_name(model), open_session(model, threads=threads, runtime=runtime)
     found = _stored_subnet(session, name) or subnet
     if found is None:
         raise UserError(
@@ -207,7 +207,10 @@ def detector_of(
     return Detector.of_subnet(session, found)
 
 
-def _session(model: Path | bytes, threads: int, runtime: RuntimeName) -> FileSession:
+def open_session(
+    model: Path | bytes, *, threads: int = 1, runtime: RuntimeName = "onnxruntime"
+) -> FileSession:
+    """Open the network of an exported detector; see `detector_of`."""
     if runtime == "onnxruntime":
         return OnnxSession(model, threads=threads)
     from detofa.runtime.openvino_cpu import OpenVinoSession

@@ -167,7 +167,8 @@ class Samples:
         for _ in range(_ROUNDS):
             levels = self._levels(visits, drifts)
             drifts = [_drift(one, levels) for one in visits]
-        usual = float(np.median([drift for one in drifts[: self.count] for drift in one.values()]))
+        whole = [one for one in drifts if len(one) == len(self.names)]
+        usual = float(np.median([drift for one in whole for drift in one.values()]))
         return [
             {name: np.array(ms) * (usual / drift[name]) for name, ms in one.ms.items()}
             for one, drift in zip(self.passes, drifts, strict=True)
@@ -328,9 +329,9 @@ def measure_models(
 
     def fits(share: float) -> bool:
         """Return whether a pass over a share of the models would end in time."""
-        if deadline_seconds is None or not samples.passes:
+        if deadline_seconds is None or not samples.count:
             return True
-        last = samples.passes[max(samples.count - 1, 0)].seconds
+        last = [one for one in samples.passes if len(one.ms) == len(names)][-1].seconds
         return time.monotonic() - begin + _SLOWER * share * last <= deadline_seconds
 
     def make(some: list[str], number: int, doing: str, done: float, step: float) -> None:
@@ -352,6 +353,7 @@ def measure_models(
         shaky = samples.unstable()
         steady = [name for name in names if name not in shaky]
         again = shaky + steady[:: max(1, len(steady) // _COMPANIONS)][:_COMPANIONS]
+        again = again[: len(names) - 1]  # all of them would be a whole pass
         if not shaky or not steady or not fits(len(again) / len(names)):
             break
         make(again, schedule.passes + extra, "measuring unsteady models again", 1.0, 0.0)

@@ -90,7 +90,7 @@ class OpenVinoCpu:
             for entry in request.get_profiling_info():
                 ms = entry.real_time.total_seconds() * 1000
                 took.setdefault(entry.node_name, []).append(ms)
-        return {name: float(np.mean(ms)) for name, ms in took.items()}
+        return {name: float(np.median(ms)) for name, ms in took.items()}
 
     def _request(self, model: bytes, *, look: bool) -> Any:
         """Return a request for noise, of which only what a detector is run for is computed."""
@@ -142,7 +142,7 @@ def open_openvino(
     except Exception as error:  # OpenVINO raises RuntimeError and types of its own
         raise UserError(
             f"{name} is not a model that OpenVINO can open; it may be damaged or of another kind: "
-            f"export it again with `detofa export`. OpenVINO says: {str(error).splitlines()[-1]}"
+            f"export it again with `detofa export`. OpenVINO says: {str(error).strip()[-300:]}"
         ) from error
     used = compiled.get_property("EXECUTION_DEVICES")
     if used != [_DEVICE]:

@@ -127,14 +127,13 @@ class OnnxRuntimeCpu:
             prefix = Path(folder) / "profile"
             session = open_onnx(model, threads=self.threads, provider=CPU, profile_prefix=prefix)
             call = partial(session.run, _wanted(session), _noises(session, self.batch))
-            for _ in range(_LOOKS_TO_WARM + _LOOKS):
-                call()
+            sampled(call, _LOOKS_TO_WARM + _LOOKS, self.clock)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         took: dict[str, list[float]] = {}
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
                 took.setdefault(event["name"], []).append(event["dur"] / 1000)
-        return {name: float(np.mean(ms[_LOOKS_TO_WARM:])) for name, ms in took.items()}
+        return {name: float(np.median(ms[_LOOKS_TO_WARM:])) for name, ms in took.items()}
 
 
 class OnnxRuntimeCuda:
@@ -184,6 +183,11 @@ class OnnxRuntimeCuda:
         return {}
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def noise(port: Port, batch: int) -> NDArray[Any]:
     """Return a batch for an input: normal numbers, or pixels."""
     rng = np.random.default_rng(0)
@@ -212,6 +216,6 @@ def sampled(call: Callable[[], object], runs: int, clock: Clock) -> NDArray[np.f
         return sample(call, runs=runs, warm_up=0, clock=clock)
     except Exception as error:  # runtimes have types of their own
         raise UserError(
-            f"the runtime failed while a model ran: {str(error).splitlines()[0]}; see that the "
+            f"the runtime failed while a model ran: {first_line(error)}; see that the "
             "device is still there, and run the same command again: whole passes are kept"
         ) from error

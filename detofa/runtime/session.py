@@ -302,9 +302,10 @@ def _load_cuda(runtime: ModuleType) -> str:
 
     ONNX Runtime finds by itself only those that the system's loader knows.
     """
-    printed = io.StringIO()
+    printed, load = io.StringIO(), getattr(runtime, "preload_dlls", None)  # since 1.21
     with contextlib.redirect_stdout(printed):
-        runtime.preload_dlls()
+        if load is not None:
+            load()
     return "".join(f". {line}" for line in printed.getvalue().splitlines())
 
 

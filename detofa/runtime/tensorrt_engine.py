@@ -258,7 +258,7 @@ class TensorRt:
             self._run(context)
         assert buffers.pointers, "the engine's memory is still held"
         del context, layers
-        return {name: float(np.mean(ms[_LOOKS_TO_WARM:])) for name, ms in took.items()}
+        return {name: float(np.median(ms[_LOOKS_TO_WARM:])) for name, ms in took.items()}
 
     def _built(self, model: bytes) -> tuple[Any, Any]:
         """Return the engine of a model and a context that runs it."""
