@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -311,7 +312,9 @@ def bench(
         height, width = detector.session.image_size
         if model.suffix == ".onnx":
             if runtime is not ModelRuntime.ONNXRUNTIME:
-                check_same(detector, open_model(model, threads)[0], np.random.default_rng(seed))
+                with open_model(model, threads)[0] as reference:
+                    compared = check_same(detector, reference, np.random.default_rng(seed))
+                print(f"{compared} boxes are those of ONNX Runtime", file=sys.stderr)
             latency = measure_file(
                 model, runs=runs, batch=batch, threads=threads, runtime=runtime.value
             )
@@ -323,12 +326,12 @@ def bench(
                 batch=batch or 1,
                 threads=threads,
             )
-    batch = latency.batch
+    batch, ran = latency.batch, runtime.value if model.suffix == ".onnx" else "torch"
     clocks = {"thread CPU time": latency.thread, "wall time": latency.wall}
     device = this_cpu().name
     if as_json:
         about = {"model": str(model), "device": device, "image_size": [height, width]}
-        about |= {"runtime": runtime.value}
+        about |= {"runtime": ran}
         counts = {
             "batch": batch,
             "threads": threads,
@@ -341,7 +344,7 @@ def bench(
         }
         print(json.dumps({**about, **counts, **times}, indent=1))
         return
-    how = f"input {height}x{width}, batch {batch}, threads {threads}, {runtime.value}"
+    how = f"input {height}x{width}, batch {batch}, threads {threads}, {ran}"
     print(f"{model} on {device}: {how}")
     rows = [
         [name, *(f"{ms:.2f}" for ms in _percentiles(timing).values())]

@@ -108,17 +108,22 @@ def export(
     from detofa.train.checkpoint import load_subnet
 
     wanted = parsed(check_precision, precision, "--precision")
+    name = ".onnx" if wanted == "fp32" else f".{wanted}.onnx"
+    target = output or subnet.with_suffix(name)
+    if triton is not None:
+        from detofa.export.triton import check_name
+
+        check_name(target.stem)
     record, detector = load_subnet(_is_subnet(subnet))
     neck_head = record.space.blocks(record.arch)[-1]
     assert isinstance(neck_head, NeckHead)
     rng = np.random.default_rng(seed)
     root = data or data_of_subnet(record)
-    name = ".onnx" if wanted == "fp32" else f".{wanted}.onnx"
     with shown_progress() as on_progress:
         exported = export_subnet(
             DecodedDetector(detector, neck_head, record.postprocessing.top_k).eval(),
             record,
-            output or subnet.with_suffix(name),
+            target,
             images=_images_to_verify(root, rng),
             rng=rng,
             precision=wanted,
@@ -234,6 +239,8 @@ def open_model(
         beside = manifest_path(path)
         return detector, Manifest.load(beside).subnet if beside.is_file() else None
     _is_subnet(path)
+    if runtime is not ModelRuntime.ONNXRUNTIME:
+        raise UserError(f"{path} is run by PyTorch; export it for {runtime.value}")
     try:
         import torch
     except ImportError as error:
@@ -297,9 +304,9 @@ def _images_to_calibrate(
             "int8 is calibrated on images, and the run's data set is not found from here; name a "
             "data set or a folder of images with --data"
         )
-    try:
+    if _is_data_set(root):
         paths = [one.path for one in load_dataset(root, "train", skip_bad=True).images]
-    except UserError:
+    else:
         paths = image_files([root])  # a folder of images will do
     return _some_images(root, paths, count, rng)
 
@@ -308,12 +315,13 @@ def _some_images(
     root: Path, paths: Sequence[Path], count: int, rng: "np.random.Generator"
 ) -> "dict[str, NDArray[np.uint8]]":
     """Return some images that can be read, by their path from a folder."""
+    from detofa.data.dataset import image_name
     from detofa.imaging import read_image
 
     images = {}
     for index in rng.permutation(len(paths)):
         try:
-            images[str(paths[index].relative_to(root))] = read_image(paths[index])
+            images[image_name(root, paths[index])] = read_image(paths[index])
         except UserError:
             continue  # a broken image of the data set; others will do
         if len(images) == count:
@@ -323,6 +331,16 @@ def _some_images(
     return images
 
 
+def _is_data_set(root: Path) -> bool:
+    from detofa.data.dataset import find_layout
+
+    try:
+        find_layout(root)
+    except UserError:
+        return False
+    return True
+
+
 def _judge(
     module: "StaticDetector",
     subnet: "Subnet",
@@ -330,20 +348,22 @@ def _judge(
     split: str,
     rng: "np.random.Generator",
 ) -> "Judge | None":
-    """Return what compares average precision; None, with a note, where there are no true boxes."""
+    """Return what compares average precision; None, with a note, where there are no true boxes.
+
+    Raises:
+        UserError: the data set has no such split, or other classes.
+    """
     from detofa.data.dataset import Category, load_dataset
     from detofa.export.export import Judge
     from detofa.runtime.detector import Detector
     from detofa.train.evaluate import evaluate_detector, torch_detector
 
     expected = tuple(Category(id=number, name=name) for number, name in subnet.categories)
-    try:
-        if root is None:
-            raise UserError("the run's data set is not found from here")
-        dataset = load_dataset(root, split, categories=expected, skip_bad=True)
-    except UserError as error:
-        print(f"average precision is not compared: {error}")
+    if root is None or not _is_data_set(root):
+        lacking = "the data set" if root is None else f"true boxes in {root}"
+        print(f"average precision is not compared, for want of {lacking}; name one with --data")
         return None
+    dataset = load_dataset(root, split, categories=expected, skip_bad=True)
     if len(dataset.images) > _IMAGES_TO_JUDGE:
         rows = sorted(rng.permutation(len(dataset.images))[:_IMAGES_TO_JUDGE].tolist())
         dataset = dataclasses.replace(dataset, images=tuple(dataset.images[row] for row in rows))

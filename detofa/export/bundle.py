@@ -6,7 +6,7 @@ from pathlib import Path
 import detofa
 from detofa.files import sha256_file, write_bytes, zipped
 from detofa.runtime.app import DATA, FILES, MODEL, RECORD
-from detofa.runtime.manifest import Manifest, manifest_path
+from detofa.runtime.manifest import Manifest
 
 _README = """\
 A detector made by detofa {version}: {classes}; input {height}x{width}, {precision}.
@@ -31,7 +31,7 @@ def make_app(model_path: Path, path: Path) -> None:
     Raises:
         UserError: the model or its manifest is missing or changed, or the zip cannot be written.
     """
-    manifest = Manifest.load(manifest_path(model_path))
+    manifest = Manifest.of(model_path)
     subnet, package = manifest.subnet, Path(detofa.__file__).parent
     height, width = subnet.arch.image_size
     names = [name for _, name in subnet.categories]

@@ -3,18 +3,17 @@
 import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from PIL import Image
 from torch import nn
 
 from detofa.errors import UserError
-from detofa.export.in_graph import add_suppression, take_pixels
+from detofa.export.in_graph import add_suppression, check_suppressible, take_pixels
 from detofa.export.precision import (
     BARS,
     LEAST_SHARE,
@@ -27,12 +26,14 @@ from detofa.export.precision import (
 from detofa.export.to_onnx import OnnxExport, export_onnx, write_onnx
 from detofa.export.verify import ParityReport, verify_onnx
 from detofa.files import atomic_path, sha256_file
-from detofa.imaging import letterbox
+from detofa.imaging import letterbox, resize
 from detofa.runtime.detector import SUBNET_KEY, Detector
 from detofa.runtime.manifest import Manifest, manifest_path
+from detofa.runtime.matching import same_detections
 from detofa.runtime.session import OnnxSession, Session
-from detofa.subnet import Subnet
+from detofa.subnet import PostProcessing, Subnet
 
+_LOW_SCORE = 0.01
 _IMAGES_TO_HARM = 8  # on which it is looked for what suffers most
 _LIBRARIES = ("detofa", "torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -113,6 +114,13 @@ def export_subnet(
         raise UserError(f"the file to export to should end in .onnx, got {path}")
     if not images:
         raise UserError("an export is verified on real images, but none were given; name a folder")
+    if precision == "int8" and judge is None:
+        raise UserError(
+            "int8 is judged by average precision, which needs images with true boxes; name a data "
+            "set with --data"
+        )
+    if suppress:
+        check_suppressible(subnet.postprocessing)
     with atomic_path(path) as temporary:
         on_progress("exporting", 0.0)
         export = export_onnx(
@@ -122,7 +130,7 @@ def export_subnet(
             batch=batch,
             metadata={SUBNET_KEY: json.dumps(subnet.to_json(), allow_nan=False)},
         )
-        known = calibration or images
+        known = images if calibration is None else calibration
         work = _Work(
             module=module,
             subnet=subnet,
@@ -137,18 +145,19 @@ def export_subnet(
             on_progress=on_progress,
         )
         found = work.best()
-        export = found.export
-        if suppress and not found.reasons:
+        export, reasons = found.export, found.reasons
+        if suppress and not reasons:
             on_progress("comparing suppression", 0.9)
-            export = _suppressed(export.checked_model, temporary, subnet, images)
-        if found.reasons:
-            rejected = path.with_name(path.name + ".rejected")
-            temporary.chmod(0o644)
+            export, reasons = _suppressed(export.checked_model, temporary, subnet, images)
+        rejected = path.with_name(path.name + ".rejected")
+        if reasons:
             temporary.replace(rejected)
             raise UserError(
                 f"{path.name} does not do what PyTorch does, so it is kept as {rejected} and must "
-                f"not be used. {_first(found.reasons)}"
+                f"not be used. {_first(reasons)}"
             )
+        manifest_path(path).unlink(missing_ok=True)  # an earlier one is not this file's
+    rejected.unlink(missing_ok=True)
     verified = found.report.to_json() | {
         "average_precision": found.judged,
         "kept_fp32": list(found.kept),
@@ -217,34 +226,40 @@ class _Work:
         return attempt
 
     def attempt(self, keep: Sequence[str]) -> _Attempt:
-        """Write the file with some convolutions in fp32, and compare it with PyTorch."""
-        bar, share, model = BARS[self.precision], 1.0, onnx.ModelProto()
+        """Write the file with some nodes in fp32, and compare it with PyTorch."""
+        bar, share, kept = BARS[self.precision], 1.0, tuple[str, ...]()
+        model, shown = onnx.ModelProto(), onnx.ModelProto()
         if self.precision == "fp32":
             model.CopyFrom(self.full)
+            shown.CopyFrom(self.full)
         else:
             self.on_progress(f"rewriting to {self.precision}", 0.3)
             lowered = lower(self.full, self.precision, self.inputs, keep=keep)
-            share, model = lowered.share, lowered.model
+            share, kept = lowered.share, lowered.kept
+            model.CopyFrom(lowered.model)
+            shown.CopyFrom(lowered.shown)
         if self.pixels:
             take_pixels(model, self.subnet.preprocessing)
+            take_pixels(shown, self.subnet.preprocessing)
         export = write_onnx(model, self.path)
         self.on_progress("comparing with PyTorch", 0.5)
+        tested = shown.SerializeToString()
         report = verify_onnx(
             self.module,
-            self.path,
-            export.checked_model,
+            self.path if self.precision == "fp32" else tested,
+            tested,
             images=self.images,
             preprocessing=self.subnet.preprocessing,
             rng=self.rng,
             tolerance=bar.tolerance,
         )
-        judged = None if self.judge is None else _judged(self.judge, self.path)
+        judged = None if self.judge is None else _judged(self.judge, self.path, tested)
         reasons = (*report.reasons, *_too_far(judged, bar), *_too_little(share, self.precision))
         return _Attempt(
             export=export,
             report=report,
             judged=judged,
-            kept=tuple(sorted(keep)),
+            kept=kept,
             share=share,
             reasons=reasons,
         )
@@ -253,7 +268,7 @@ class _Work:
 def _inputs(
     images: Sequence[NDArray[np.uint8]], subnet: Subnet, batch: int
 ) -> list[NDArray[np.float32]]:
-    """Return inputs of the network, (batch, 3, H, W) each; the last images fill up."""
+    """Return inputs of the network, (batch, 3, H, W) each; the first images fill up."""
     preprocessing = subnet.preprocessing
     placed = [letterbox(one, subnet.arch.image_size, preprocessing.fill)[0] for one in images]
     whole = -(-len(placed) // batch) * batch
@@ -263,52 +278,59 @@ def _inputs(
 
 def _suppressed(
     candidates: bytes, path: Path, subnet: Subnet, images: Mapping[str, NDArray[np.uint8]]
-) -> OnnxExport:
+) -> tuple[OnnxExport, tuple[str, ...]]:
     """Add suppression to a file, and compare it with the runtime's on images that fill the input.
 
-    Raises:
-        UserError: the two differ, or it cannot be added.
+    They are compared at the detector's own threshold, and at one so low that many boxes compete.
+
+    Returns:
+        The export, and what is wrong.
     """
-    model = onnx.load_from_string(candidates)
-    add_suppression(model, subnet.postprocessing, subnet.arch.image_size)
-    export = write_onnx(model, path)
-    size = subnet.arch.image_size
-    filling = [np.asarray(Image.fromarray(one).resize(size[::-1])) for one in images.values()]
-    with OnnxSession(path) as inside, OnnxSession(candidates) as outside:
-        wanted, found = (
-            Detector.of_subnet(session, subnet).detect(filling, batch_size=len(filling))
-            for session in (outside, inside)
-        )
-    for name, first, second in zip(images, wanted, found, strict=True):
-        same = len(first) == len(second) and (
-            np.array_equal(first.labels, second.labels)
-            and np.allclose(first.scores, second.scores, atol=1e-6)
-            and np.allclose(first.boxes_xyxy, second.boxes_xyxy, atol=1e-3)
-        )
-        if not same:
-            raise UserError(
-                f"suppression inside the graph finds {len(second)} boxes in {name} where the "
-                f"runtime finds {len(first)}, or others; export it without --nms in-graph, and "
-                "report this"
+    size, reasons, compared = subnet.arch.image_size, list[str](), 0
+    filling = [resize(image, size) for image in images.values()]
+
+    def written(postprocessing: PostProcessing) -> OnnxExport:
+        model = onnx.load_from_string(candidates)
+        add_suppression(model, postprocessing, size)
+        return write_onnx(model, path)
+
+    for threshold in (_LOW_SCORE, subnet.postprocessing.score_threshold):
+        postprocessing = replace(subnet.postprocessing, score_threshold=threshold)
+        judged = replace(subnet, postprocessing=postprocessing)
+        written(postprocessing)
+        with OnnxSession(path) as inside, OnnxSession(candidates) as outside:
+            wanted, found = (
+                Detector.of_subnet(session, judged).detect(filling, batch_size=len(filling))
+                for session in (outside, inside)
             )
-    return export
+        for name, first, second in zip(images, wanted, found, strict=True):
+            compared += len(first)
+            if not same_detections(first, second):
+                reasons.append(
+                    f"suppression inside the graph finds {len(second)} boxes in {name} where the "
+                    f"runtime finds {len(first)}, or others"
+                )
+    if not compared:
+        reasons.append("suppression found nothing to compare on these images; give others")
+    return written(subnet.postprocessing), tuple(reasons)
 
 
-def _judged(judge: Judge, path: Path) -> dict[str, Any]:
-    with OnnxSession(path) as session:
-        return {"file": judge.ap(session), "pytorch": judge.reference_ap, **judge.about}
+def _judged(judge: Judge, path: Path, shown: bytes) -> dict[str, Any]:
+    """Return average precision of the file, of what shows its precision here, and of PyTorch."""
+    with OnnxSession(path) as session, OnnxSession(shown) as other:
+        found = {"file": judge.ap(session), "shown": judge.ap(other)}
+    return found | {"pytorch": judge.reference_ap, **judge.about}
 
 
 def _too_far(judged: Mapping[str, Any] | None, bar: Bar) -> list[str]:
     if judged is None:
         return []
-    gain = judged["file"] - judged["pytorch"]
-    if -bar.ap_loss <= gain <= bar.ap_gain:
-        return []
     return [
-        f"its AP is {judged['file']:.4f}, PyTorch's {judged['pytorch']:.4f}: more than "
+        f"its AP is {judged[what]:.4f}, PyTorch's {judged['pytorch']:.4f}: more than "
         f"{bar.ap_loss:.3f} apart"
-    ]
+        for what in ("file", "shown")
+        if not -bar.ap_loss <= judged[what] - judged["pytorch"] <= bar.ap_gain
+    ][:1]
 
 
 def _too_little(share: float, precision: Precision) -> list[str]:

@@ -79,13 +79,9 @@ def add_suppression(
         image_size: (height, width) of the input.
 
     Raises:
-        UserError: boxes of all classes are to suppress each other: ONNX's operator cannot.
+        UserError: see `check_suppressible`.
     """
-    if not postprocessing.class_aware_nms:
-        raise UserError(
-            "suppression inside the graph is by class, and this detector's is over all classes; "
-            "export it without --nms in-graph"
-        )
+    check_suppressible(postprocessing)
     graph = model.graph
     shapes = {
         entry.name: [size.dim_value for size in entry.type.tensor_type.shape.dim]
@@ -147,6 +143,15 @@ def add_suppression(
     batch = graph.output[0].type.tensor_type.shape.dim[0]
     _replace_outputs(graph, batch.dim_param or batch.dim_value, count)
     onnx.checker.check_model(model, full_check=True)
+
+
+def check_suppressible(postprocessing: PostProcessing) -> None:
+    """Raise UserError if boxes of all classes should suppress each other: ONNX cannot."""
+    if not postprocessing.class_aware_nms:
+        raise UserError(
+            "suppression inside the graph is by class, and this detector's is over all classes; "
+            "export it without --nms in-graph"
+        )
 
 
 def _replace_outputs(graph: onnx.GraphProto, batch: str | int, count: int) -> None:

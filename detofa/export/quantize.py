@@ -28,9 +28,8 @@ def to_int8(
 
     Args:
         model: An fp32 model with one input.
-        images: Inputs of one image each, (1, ...) as the model takes them, that say which values
-            occur.
-        keep: Names of convolutions that stay fp32.
+        images: Inputs, as the model takes them, that say which values occur.
+        keep: Names of convolutions that stay fp32; names of other nodes mean nothing.
 
     Raises:
         UserError: there are no images.
@@ -63,10 +62,34 @@ def to_int8(
             },
         )
         quantised = onnx.load(str(target))
+    _full_elsewhere(quantised.graph, keep)
     del quantised.metadata_props[:]
     quantised.metadata_props.extend(model.metadata_props)
     onnx.checker.check_model(quantised, full_check=True)
     return quantised
+
+
+def _full_elsewhere(graph: onnx.GraphProto, keep: Collection[str]) -> None:
+    """Give all but the quantised convolutions the values that were there before rounding.
+
+    The tools let every reader of an activation have the rounded one, residual sums too.
+    """
+    producers = {name: node for node in graph.node for name in node.output}
+    exact = {}
+    for node in graph.node:
+        source = producers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if source is not None and source.op_type == "QuantizeLinear":
+            exact[node.output[0]] = source.input[0]
+    for node in graph.node:
+        is_quantised = node.op_type == "Conv" and node.name not in keep
+        for place, name in enumerate(node.input):
+            if name in exact and not (is_quantised and place == 0):
+                node.input[place] = exact[name]
+    used = {name for node in graph.node for name in node.input}
+    used |= {entry.name for entry in graph.output}
+    unread = [node for node in graph.node if not used & set(node.output)]
+    for node in unread:  # pairs around kept convolutions
+        graph.node.remove(node)
 
 
 class _Inputs:

@@ -45,7 +45,11 @@ def fold_batch_norms(model: onnx.ModelProto) -> None:
 
 
 def to_fp16(
-    model: onnx.ModelProto, heads: Collection[str], *, keep: Collection[str] = ()
+    model: onnx.ModelProto,
+    heads: Collection[str],
+    *,
+    keep: Collection[str] = (),
+    simulate: bool = False,
 ) -> onnx.ModelProto:
     """Return a model whose network computes in half precision, and all after its heads in full.
 
@@ -56,61 +60,90 @@ def to_fp16(
         model: An fp32 model.
         heads: Names of the network's outputs.
         keep: Names of nodes that stay fp32 too.
+        simulate: Compute in fp32 and round every value to half precision: what a processor without
+            half precision needs, to show what others would give. ONNX Runtime runs a half-precision
+            model there without rounding what passes from one operator to the next.
     """
     half = onnx.ModelProto()
     half.CopyFrom(onnx.shape_inference.infer_shapes(model, strict_mode=True))
-    graph = half.graph
-    floats = {name for name, kind in _types(graph).items() if kind == TensorProto.FLOAT}
-    constants = {entry.name: entry for entry in graph.initializer}
-    low = _network(graph, heads) - set(keep)
-    nodes: list[onnx.NodeProto] = []
-    halves: set[str] = set()  # values that exist in half precision under their own name
-    made: set[str] = set()  # casts and converted constants
-
-    def as_format(name: str, kind: int) -> str:
-        """Return the name of a value in a format, made from what there is."""
-        have = TensorProto.FLOAT16 if name in halves else TensorProto.FLOAT
-        if name not in floats or have == kind:
-            return name
-        other = f"{name}/fp16" if kind == TensorProto.FLOAT16 else f"{name}/fp32"
-        if other not in made:
-            made.add(other)
-            if name in constants:
-                value = numpy_helper.to_array(constants[name])
-                value = value.clip(-_LARGEST_HALF, _LARGEST_HALF).astype(np.float16)
-                graph.initializer.append(numpy_helper.from_array(value, other))
-            else:
-                nodes.append(helper.make_node("Cast", [name], [other], name=other, to=kind))
-        return other
-
-    for node in list(graph.node):
-        is_low = node.name in low
-        full = _FULL_INPUTS.get(node.op_type, ())
-        kinds = [
-            TensorProto.FLOAT16 if is_low and place not in full else TensorProto.FLOAT
-            for place in range(len(node.input))
-        ]
-        node.input[:] = [as_format(*pair) for pair in zip(node.input, kinds, strict=True)]
-        nodes.append(node)
-        if not is_low:
-            continue
-        for place, name in enumerate(node.output):
-            if name in heads:  # what follows finds it in full precision
-                node.output[place] = f"{name}/fp16"
-                nodes.append(
-                    helper.make_node(
-                        "Cast", [node.output[place]], [name], name=name, to=TensorProto.FLOAT
-                    )
-                )
-            elif name in floats:
-                halves.add(name)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    del graph.value_info[:]
-    _drop_unused(graph)
+    rewriter = _Halves(half.graph, simulate)
+    low = _network(half.graph, heads) - set(keep)
+    for node in list(half.graph.node):
+        rewriter.add(node, heads, is_low=node.name in low)
+    del half.graph.node[:]
+    half.graph.node.extend(rewriter.nodes)
+    del half.graph.value_info[:]
+    _drop_unused(half.graph)
     half.CopyFrom(onnx.shape_inference.infer_shapes(half, strict_mode=True))
     onnx.checker.check_model(half, full_check=True)
     return half
+
+
+class _Halves:
+    """Rewrites nodes one after another to half precision, or to a simulation of it."""
+
+    def __init__(self, graph: onnx.GraphProto, simulate: bool) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self._graph, self._simulate = graph, simulate
+        self._floats = {name for name, kind in _types(graph).items() if kind == TensorProto.FLOAT}
+        self._constants = {entry.name: entry for entry in graph.initializer}
+        self._halves: set[str] = set()  # values in half precision under their own name
+        self._made: set[str] = set()
+
+    def add(self, node: onnx.NodeProto, heads: Collection[str], *, is_low: bool) -> None:
+        """Add a node, its inputs in the format that it takes."""
+        full = _FULL_INPUTS.get(node.op_type, ())
+        node.input[:] = [
+            self._half(name) if is_low and place not in full else self._full(name)
+            for place, name in enumerate(node.input)
+        ]
+        self.nodes.append(node)
+        for place, name in enumerate(node.output):
+            if not is_low or name not in self._floats:
+                continue
+            if self._simulate:
+                node.output[place] = f"{name}/exact"
+                self._round(node.output[place], name)
+                self._halves.add(name)
+            elif name in heads:  # what follows finds it in full precision
+                node.output[place] = f"{name}/fp16"
+                self._cast(node.output[place], name, TensorProto.FLOAT)
+            else:
+                self._halves.add(name)
+
+    def _half(self, name: str) -> str:
+        """Return the name of a value in half precision, made from what there is."""
+        other = f"{name}/fp16"
+        if name not in self._floats or name in self._halves or other in self._made:
+            return name if name not in self._floats or name in self._halves else other
+        self._made.add(other)
+        if name in self._constants:
+            value = numpy_helper.to_array(self._constants[name])
+            value = value.clip(-_LARGEST_HALF, _LARGEST_HALF).astype(np.float16)
+            value = value.astype(np.float32) if self._simulate else value
+            self._graph.initializer.append(numpy_helper.from_array(value, other))
+        elif self._simulate:
+            self._round(name, other)
+        else:
+            self._cast(name, other, TensorProto.FLOAT16)
+        return other
+
+    def _full(self, name: str) -> str:
+        """Return the name of a value in full precision; in a simulation all values are."""
+        if name not in self._halves or self._simulate:
+            return name
+        other = f"{name}/fp32"
+        if other not in self._made:
+            self._made.add(other)
+            self._cast(name, other, TensorProto.FLOAT)
+        return other
+
+    def _round(self, source: str, target: str) -> None:
+        self._cast(source, f"{target}/rounded", TensorProto.FLOAT16)
+        self._cast(f"{target}/rounded", target, TensorProto.FLOAT)
+
+    def _cast(self, source: str, target: str, kind: int) -> None:
+        self.nodes.append(helper.make_node("Cast", [source], [target], name=target, to=kind))
 
 
 def conv_macs(model: onnx.ModelProto) -> dict[str, tuple[str, int]]:

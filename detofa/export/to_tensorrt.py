@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
-from detofa.files import sha256_file, write_bytes, write_json
+from detofa.errors import UserError
+from detofa.files import check_companion, read_json, sha256_file, write_bytes, write_json
+from detofa.runtime.manifest import Manifest, manifest_path
 from detofa.runtime.tensorrt_engine import UP_TO_EIGHT, BatchSizes, serialized_engine
 
 KIND = "tensorrt_engine"
+_REMAKE = "`detofa export --to tensorrt`"
 
 
 def build_engine(
@@ -50,15 +53,33 @@ def build_engine(
     if timing_cache_path is not None:
         write_bytes(timing_cache_path, engine.timings)
     shapes = {name: [list(shape) for shape in three] for name, three in engine.input_shapes.items()}
+    beside_model = manifest_path(onnx_path)
+    precision = Manifest.of(onnx_path).precision if beside_model.is_file() else "fp32"
     record = {
         "engine_file": engine_path.name,
         "engine_sha256": sha256_file(engine_path),
         "onnx_sha256": sha256_file(onnx_path),
         "tensorrt": engine.tensorrt,
-        "precision": "fp32",
+        "precision": precision,
         "input_shapes": shapes,
         "workspace_bytes": workspace_bytes,
     }
-    beside = engine_path.with_name(engine_path.name + ".json")
+    beside = _record_path(engine_path)
     write_json(beside, KIND, record)
     return beside
+
+
+def check_engine(engine_path: Path, onnx_sha256: str) -> None:
+    """Raise UserError unless an engine is whole and was built from this ONNX file."""
+    record = read_json(_record_path(engine_path), KIND, remake=_REMAKE)
+    engine_sha256 = str(record.get("engine_sha256"))
+    check_companion(_record_path(engine_path), engine_path, engine_sha256, remake=_REMAKE)
+    if record.get("onnx_sha256") != onnx_sha256:
+        raise UserError(
+            f"{engine_path} was built from another ONNX file than the one beside it; build it "
+            f"again with {_REMAKE}"
+        )
+
+
+def _record_path(engine_path: Path) -> Path:
+    return engine_path.with_name(engine_path.name + ".json")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from detofa.errors import UserError
+from detofa.export.to_tensorrt import check_engine
 from detofa.files import write_bytes
-from detofa.runtime.manifest import Manifest, manifest_path
+from detofa.runtime.manifest import Manifest
 from detofa.runtime.session import DETECTION_NAMES, PIXELS_NAME, SCORES_NAME
 
 LABELS = "labels.txt"
@@ -47,17 +48,13 @@ def write_triton(
     Raises:
         UserError: the model or its manifest is missing or changed, or the name is none for Triton.
     """
+    name = check_name(name or model_path.stem)
+    if max_batch < 1:
+        raise UserError(f"the largest batch should be at least 1, got {max_batch}")
     is_engine = model_path.suffix == ".engine"
-    source = model_path.with_suffix(".onnx") if is_engine else model_path
-    manifest = Manifest.load(manifest_path(source))
-    if not model_path.is_file():
-        raise UserError(f"{model_path} does not exist; make it with `detofa export`")
-    name = name or model_path.stem
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-        raise UserError(
-            f"a model of Triton should have letters, digits, '_', '-' and '.' in its name, got "
-            f"{name!r}; give another with --name"
-        )
+    manifest = Manifest.of(model_path.with_suffix(".onnx") if is_engine else model_path)
+    if is_engine:
+        check_engine(model_path, manifest.model_sha256)
     place = folder / name
     file_name = "model.plan" if is_engine else "model.onnx"
     config = _config(manifest, name, "tensorrt" if is_engine else "onnxruntime", max_batch)
@@ -66,6 +63,20 @@ def write_triton(
     write_bytes(place / LABELS, labels.encode())
     write_bytes(place / "config.pbtxt", text_format(config).encode())
     return place
+
+
+def check_name(name: str) -> str:
+    """Return a name that Triton takes for a model.
+
+    Raises:
+        UserError: it does not take this one.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise UserError(
+            "a model of Triton should have a name of letters, digits, '_', '-' and '.', got "
+            f"{name!r}; export to a file of another name with --output"
+        )
+    return name
 
 
 def _config(manifest: Manifest, name: str, backend: str, max_batch: int) -> dict[str, Any]:
@@ -102,10 +113,10 @@ def _config(manifest: Manifest, name: str, backend: str, max_batch: int) -> dict
     }
     if limit > 1:
         config["dynamic_batching"] = {"max_queue_delay_microseconds": _DELAY_MICROSECONDS}
-    warm_ups = sorted({1, limit}) if limit else [0]
+    warm_ups = sorted({1, limit or 1})  # without batches of its own Triton counts a request as 1
     config["model_warmup"] = [
         {
-            "name": f"zeros_{size}" if size else "zeros",
+            "name": f"zeros_{size}",
             "batch_size": size,
             "inputs": [
                 {

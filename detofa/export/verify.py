@@ -103,7 +103,7 @@ class ParityReport:
 
 def verify_onnx(
     module: nn.Module,
-    model_path: Path,
+    model_file: Path | bytes,
     checked_model: bytes,
     *,
     images: Mapping[str, NDArray[np.uint8]],
@@ -118,7 +118,7 @@ def verify_onnx(
 
     Args:
         module: Maps images (B, 3, H, W) to boxes_xyxy, scores, class_logits and side_logits.
-        model_path: The written file; its boxes and scores are compared.
+        model_file: The written file, or its content; its boxes and scores are compared.
         checked_model: The same graph with the raw heads kept (`OnnxExport.checked_model`).
         images: Real images, (H, W, 3) uint8, by name. A blank one, noise, and a wide and a tall
             cut of the first are added.
@@ -127,7 +127,7 @@ def verify_onnx(
         tolerance: How far the two may be apart.
     """
     assert images, "parity needs at least one real image"
-    with OnnxSession(model_path) as session:
+    with OnnxSession(model_file) as session:
         named = dict(images) | _made_images(next(iter(images.values())), session.image_size, rng)
         pixels = {
             name: letterbox(image, session.image_size, preprocessing.fill)[0]
@@ -141,7 +141,7 @@ def verify_onnx(
         for batch in _batches(list(named), session.batch):
             stacked = np.stack([fed[name] for name in batch])
             boxes_xyxy, scores = session.run(stacked)
-            heads = _run_raw(raw, stacked)
+            heads = dict(zip(RAW_OUTPUTS, run_heads(raw, stacked), strict=True))
             found = heads | {BOXES_NAME: boxes_xyxy, SCORES_NAME: scores}
             cases.append(_compare(batch, [expected[name] for name in batch], found, tolerance))
     return ParityReport(tolerance=tolerance, cases=tuple(cases))
@@ -182,9 +182,12 @@ def _run_module(module: nn.Module, inputs: Mapping[str, NDArray[np.float32]]) ->
     return expected
 
 
-def _run_raw(session: Any, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-    outputs = session.run(list(RAW_OUTPUTS), {session.get_inputs()[0].name: images})
-    return dict(zip(RAW_OUTPUTS, outputs, strict=True))
+def run_heads(session: Any, images: NDArray[Any]) -> list[NDArray[np.float32]]:
+    """Return the raw heads, as `RAW_OUTPUTS` lists them, from an `onnxruntime.InferenceSession`."""
+    heads: list[NDArray[np.float32]] = session.run(
+        list(RAW_OUTPUTS), {session.get_inputs()[0].name: images}
+    )
+    return heads
 
 
 def _compare(

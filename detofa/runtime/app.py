@@ -6,12 +6,15 @@ and the runtime; a camera or video also needs OpenCV.
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.resources
 import json
 import sys
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -110,7 +113,15 @@ def _packed() -> tuple[bytes, dict[str, Any]]:
         record: dict[str, Any] = json.loads(folder.joinpath(RECORD).read_text(encoding="utf-8"))
         model = folder.joinpath(MODEL).read_bytes()
         intact = hashlib.sha256(model).hexdigest() == record["model_sha256"]
-    except (KeyError, OSError, TypeError, ValueError) as error:
+    except (
+        EOFError,
+        KeyError,
+        OSError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise UserError(f"this zip is damaged ({error}); copy it to this device again") from error
     if not intact:
         raise UserError("the model in this zip is damaged; copy it to this device again")
@@ -137,7 +148,8 @@ def _video(model: bytes, record: Mapping[str, Any], options: argparse.Namespace)
     cv2 = _opencv()
     source = int(options.source) if options.source.isdigit() else options.source
     writer = None
-    with _opened(model, options) as detector:
+    with contextlib.ExitStack() as stack:
+        detector = stack.enter_context(_opened(model, options))
         for number, (image, rate) in enumerate(_pictures(cv2, source)):
             begin = time.perf_counter()
             found = detector.detect([image], score_threshold=options.score)[0]
@@ -147,7 +159,9 @@ def _video(model: bytes, record: Mapping[str, Any], options: argparse.Namespace)
             if options.output is not None or options.show:
                 drawn = draw_detections(image, found, detector.class_names)[..., ::-1]
                 if options.output is not None:
-                    writer = writer or _writer(cv2, options.output, rate, image.shape[:2])
+                    if writer is None:
+                        writer = _writer(cv2, options.output, rate, image.shape[:2])
+                        stack.callback(writer.release)  # when stopped, too
                     writer.write(np.ascontiguousarray(drawn))
                 if options.show:
                     cv2.imshow("detector", drawn)
@@ -155,8 +169,6 @@ def _video(model: bytes, record: Mapping[str, Any], options: argparse.Namespace)
                         break
             if options.frames is not None and number + 1 >= options.frames:
                 break
-    if writer is not None:
-        writer.release()
 
 
 def _pictures(cv2: Any, source: int | str) -> Iterator[tuple[NDArray[np.uint8], float]]:

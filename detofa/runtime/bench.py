@@ -98,6 +98,7 @@ def measure_latency(
         batch: Images of one call.
         threads: Threads the session was opened with.
     """
+    assert not session.takes_pixels, "files are measured by `measure_file`"
     images = rng.standard_normal((batch, 3, *session.image_size), dtype=np.float32)
 
     def call() -> object:

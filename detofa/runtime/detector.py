@@ -149,7 +149,7 @@ def open_detector(
 ) -> Detector:
     """Open an exported detector.
 
-    What the file says of itself counts; if its manifest lies beside it, both must agree.
+    What the file says of itself counts; if a manifest lies beside it, it must be that of this file.
 
     Args:
         path: An .onnx file that `detofa export` wrote.
@@ -164,12 +164,7 @@ def open_detector(
         raise UserError(f"{path} should be an .onnx file; make one with `detofa export`")
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with `detofa export`")
-    beside = manifest_path(path)
-    manifest = Manifest.load(beside) if beside.is_file() else None
-    if manifest is not None and manifest.model_file != path.name:
-        raise UserError(
-            f"{beside} describes {manifest.model_file}, not {path.name}; remove it or export again"
-        )
+    manifest = Manifest.of(path) if manifest_path(path).is_file() else None
     stored = None if manifest is None else manifest.subnet
     return detector_of(path, stored, threads=threads, runtime=runtime)
 

@@ -106,6 +106,22 @@ class Manifest:
         check_companion(path, model, manifest.model_sha256, remake=_REMAKE)
         return manifest
 
+    @classmethod
+    def of(cls, model: Path) -> "Manifest":
+        """Read the manifest of a model that lies beside it; see `load`.
+
+        Raises:
+            UserError: it describes another model, too.
+        """
+        path = manifest_path(model)
+        manifest = cls.load(path)
+        if manifest.model_file != model.name:
+            raise UserError(
+                f"{path} describes {manifest.model_file}, not {model.name}; remove it or export "
+                "again"
+            )
+        return manifest
+
 
 def manifest_path(model: Path) -> Path:
     """Return where the manifest of a model lies: NAME.onnx to NAME.manifest.json."""

@@ -47,13 +47,24 @@ def write_predictions(
         paths: The images.
         found: The detections of each.
         detector: What found them.
+
+    Raises:
+        UserError: a picture would replace one of the images.
     """
+    taken: set[str] = set()
+    names = [_free_name(path.stem, taken) for path in paths]
+    own = {path.resolve() for path in paths}
+    for name in names:
+        if (output / name).resolve() in own:
+            raise UserError(
+                f"{output / name} is one of the images, and a picture with boxes would replace it; "
+                "choose another folder with --output"
+            )
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    taken: set[str] = set()
-    for number, (path, detections) in enumerate(zip(paths, found, strict=True), start=1):
+    rows = zip(paths, names, found, strict=True)
+    for number, (path, name, detections) in enumerate(rows, start=1):
         pixels = read_image(path)
-        name = _free_name(path.stem, taken)
         buffer = io.BytesIO()
         drawn = draw_detections(pixels, detections, detector.class_names)
         Image.fromarray(drawn).save(buffer, format="PNG")

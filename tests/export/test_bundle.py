@@ -120,6 +120,13 @@ def test_bad_input_is_told(folder, packages, tmp_path):
     done = run_bare(folder / "cells.zip", packages, tmp_path, "predict", "missing.png")
     assert done.returncode == 1
     assert "missing.png does not exist" in done.stderr
+    photos = folder / "photos"
+    before = {path.name: path.read_bytes() for path in photos.iterdir()}
+    done = run_bare(
+        folder / "cells.zip", packages, tmp_path, "predict", str(photos), "--output", str(photos)
+    )
+    assert "would replace it" in done.stderr
+    assert {path.name: path.read_bytes() for path in photos.iterdir()} == before
     damaged = tmp_path / "damaged.zip"
     with zipfile.ZipFile(folder / "cells.zip") as source, zipfile.ZipFile(damaged, "w") as target:
         for name in source.namelist():
@@ -127,6 +134,15 @@ def test_bad_input_is_told(folder, packages, tmp_path):
             target.writestr(name, data[:-1] + b"x" if name.endswith(".onnx") else data)
     done = run_bare(damaged, packages, tmp_path, "info")
     assert "the model in this zip is damaged" in done.stderr
+    content = bytearray((folder / "cells.zip").read_bytes())
+    with zipfile.ZipFile(folder / "cells.zip") as source:
+        place = source.getinfo("detector_data/model.onnx").header_offset
+    content[place + 2000] ^= 255
+    damaged.write_bytes(content)
+    done = run_bare(damaged, packages, tmp_path, "info")
+    assert done.returncode == 1
+    assert "this zip is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
     with pytest.raises(UserError, match="does not exist"):
         make_app(tmp_path / "none.onnx", tmp_path / "none.zip")
 

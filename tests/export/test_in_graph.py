@@ -12,7 +12,9 @@ from detofa.export.export import export_subnet
 from detofa.export.in_graph import add_suppression, take_pixels
 from detofa.imaging import IMAGENET, LITE, Letterbox
 from detofa.runtime.bench import measure_file
+from detofa.runtime.detections import Detections
 from detofa.runtime.detector import Detector, open_detector
+from detofa.runtime.matching import check_same, same_detections
 from detofa.runtime.postprocess import detections_from_outputs
 from detofa.runtime.session import BOXES_NAME, SCORES_NAME, OnnxSession, open_onnx
 from detofa.subnet import PostProcessing
@@ -167,7 +169,12 @@ def test_every_form_of_a_file_finds_the_same(tmp_path, images, plenty, pixels, b
             np.testing.assert_allclose(one.boxes_xyxy, first.boxes_xyxy, atol=1e-3)
             np.testing.assert_allclose(one.scores, first.scores, atol=1e-5)
             np.testing.assert_array_equal(one.labels, first.labels)
-    assert measure_file(inside, runs=3, batch=batch or 2).wall.p50_ms > 0
+    latency = measure_file(inside, runs=3)
+    assert latency.batch == (batch or 1)
+    assert latency.wall.p50_ms > 0
+    if batch is not None:
+        with pytest.raises(UserError, match=f"takes batches of {batch}, not of 7"):
+            measure_file(inside, runs=3, batch=7)
 
 
 def test_lower_scores_than_a_file_gives_are_refused(tmp_path, images, plenty):
@@ -186,9 +193,43 @@ def test_a_graph_that_suppresses_otherwise_is_not_written(tmp_path, images, plen
         add_suppression(model, less, image_size)
 
     monkeypatch.setattr("detofa.export.export.add_suppression", wrong)
-    with pytest.raises(UserError, match="suppression inside the graph finds 2 boxes"):
+    with pytest.raises(UserError, match=r"rejected.*suppression inside the graph finds 2 boxes"):
         exported(tmp_path / "a.onnx", images, suppress=True)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx.rejected"]
+
+
+def test_suppression_that_cannot_be_is_refused_before_anything_is_exported(tmp_path, images):
+    over_all = dataclasses.replace(SUBNET.postprocessing, class_aware_nms=False)
+    subnet = dataclasses.replace(SUBNET, postprocessing=over_all)
+    with pytest.raises(UserError, match="by class"):
+        export_subnet(
+            SmallDetector(),
+            subnet,
+            tmp_path / "a.onnx",
+            images=images,
+            rng=np.random.default_rng(0),
+            suppress=True,
+        )
+
+
+def test_openvino_finds_what_the_graph_suppresses(tmp_path, images, plenty):
+    pytest.importorskip("openvino")
+    path = tmp_path / "a.onnx"
+    exported(path, images, suppress=True)
+    with open_detector(path) as reference, open_detector(path, runtime="openvino") as detector:
+        assert check_same(detector, reference, np.random.default_rng(0)) > 0
+        found = reference.detect(list(images.values()))
+        for first, second in zip(found, detector.detect(list(images.values())), strict=True):
+            assert len(first) > 0
+            assert same_detections(first, second)
+            fewer = Detections(
+                boxes_xyxy=first.boxes_xyxy[1:], scores=first.scores[1:], labels=first.labels[1:]
+            )
+            relabelled = dataclasses.replace(first, labels=1 - first.labels)
+            moved = dataclasses.replace(first, boxes_xyxy=first.boxes_xyxy + 5)
+            for other in (fewer, relabelled, moved):
+                assert not same_detections(first, other)
+                assert not same_detections(other, first)
 
 
 def test_sessions_say_what_they_take(tmp_path, images, plenty):

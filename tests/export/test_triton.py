@@ -6,6 +6,7 @@ import pytest
 from detofa.errors import UserError
 from detofa.export.export import export_subnet
 from detofa.export.triton import LABELS, text_format, write_triton
+from detofa.files import sha256_file, write_json
 from detofa.runtime.session import OnnxSession
 from tests.samples import make_subnet
 
@@ -76,7 +77,7 @@ def test_every_form_of_a_file_is_described(exported, tmp_path, how, limit, input
     assert labelled == (["detected_labels"] if "suppress" in how else ["scores"])
     assert config.HasField("dynamic_batching") == (limit > 1)
     for warm_up in config.model_warmup:
-        assert warm_up.batch_size <= limit
+        assert 1 <= warm_up.batch_size <= max(limit, 1)
         (key,) = warm_up.inputs
         assert tuple(warm_up.inputs[key].dims) == inputs[0]
         assert warm_up.inputs[key].zero_data
@@ -91,6 +92,14 @@ def test_an_engine_beside_its_file_is_served_by_tensorrt(exported, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         write_triton(engine, tmp_path / "models")
     engine.write_bytes(b"engine")
+    with pytest.raises(UserError, match=r"cells\.engine\.json does not exist"):
+        write_triton(engine, tmp_path / "models")
+    record = {"engine_sha256": sha256_file(engine), "onnx_sha256": "0" * 64}
+    write_json(tmp_path / "cells.engine.json", "tensorrt_engine", record)
+    with pytest.raises(UserError, match="built from another ONNX file"):
+        write_triton(engine, tmp_path / "models")
+    record["onnx_sha256"] = sha256_file(path)
+    write_json(tmp_path / "cells.engine.json", "tensorrt_engine", record)
     place = write_triton(engine, tmp_path / "models", name="fast", max_batch=1)
     config = read(place)
     assert (config.name, config.backend, config.max_batch_size) == ("fast", "tensorrt", 1)
@@ -99,8 +108,12 @@ def test_an_engine_beside_its_file_is_served_by_tensorrt(exported, tmp_path):
 
 
 def test_names_that_triton_does_not_take_are_refused(exported, tmp_path):
-    with pytest.raises(UserError, match="should have letters"):
-        write_triton(exported(), tmp_path / "models", name="../up")
+    path = exported()
+    for name in ("../up", "..", ".", "my cells", "-"):
+        with pytest.raises(UserError, match="name of letters"):
+            write_triton(path, tmp_path / "models", name=name)
+    with pytest.raises(UserError, match="at least 1, got 0"):
+        write_triton(path, tmp_path / "models", max_batch=0)
     assert not (tmp_path / "models").exists()
 
 

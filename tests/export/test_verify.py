@@ -48,6 +48,15 @@ def test_a_box_that_moved_or_a_score_that_changed_is_missed():
         assert (match.num_compared, match.num_matched) == (20, 19)
 
 
+def test_a_box_that_the_other_run_has_none_for_is_missed():
+    boxes, scores = scored(np.random.default_rng(3))
+    match = match_boxes((boxes, scores), (boxes[:15], scores[:15]), Tolerance())
+    assert match.num_matched == 15
+    assert match.num_compared >= 19
+    match = match_boxes((boxes, scores), (boxes[:0], scores[:0]), Tolerance())
+    assert (match.num_compared, match.num_matched) == (20, 0)
+
+
 def test_only_a_tie_with_the_last_candidate_may_be_another_box():
     boxes, scores = scored(np.random.default_rng(2))
     scores[-2:] = 0.0
