@@ -55,4 +55,4 @@ check: lint types test
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
-	find detofa tests deploy benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find detofa tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -723,6 +723,69 @@ def test_export_says_how_close_it_is_and_eval_agrees_on_both_files(run, place):
     assert "cat" in run("eval", "again.onnx", "--split", "val").out
 
 
+def test_export_takes_precision_form_and_packaging(run, place):
+    done = run("export", "subnet.json", "--precision", "fp16", "--input", "uint8", "--batch", 2)
+    assert done.code == 0, done.err
+    assert "100.0% of the convolutions' multiply-accumulates are in fp16" in done.out
+    assert "with all its values rounded to fp16" in done.out
+    manifest = json.loads((place / "subnet.fp16.manifest.json").read_text())
+    assert manifest["precision"] == "fp16"
+    assert list(manifest["inputs"]) == ["pixels"]
+    assert manifest["inputs"]["pixels"][0] == 2
+    assert manifest["parity"]["average_precision"]["split"] == "val"
+    done = run(
+        "export", "subnet.json", "--precision", "int8", "--calibrate-on", 3, "--split", "test"
+    )
+    assert done.code == 0, done.err
+    manifest = json.loads((place / "subnet.int8.manifest.json").read_text())
+    assert len(manifest["parity"]["calibrated_on"]) == 3
+    assert manifest["parity"]["average_precision"]["split"] == "test"
+    done = run("bench", "subnet.fp16.onnx", "--runs", 3, "--json")
+    assert json.loads(done.out)["batch"] == 2
+    done = run("bench", "subnet.fp16.onnx", "--runs", 3, "--batch", 3)
+    assert done.code == 1
+    assert "takes batches of 2, not of 3" in done.err
+    done = run(
+        "export", "subnet.json", "--app", "app.zip", "--triton", "models", "--output", "c.onnx"
+    )
+    assert done.code == 0, done.err
+    assert "python3 app.zip predict IMAGES" in done.out
+    assert (place / "models" / "c" / "config.pbtxt").is_file()
+    done = run("bench", "c.onnx", "--runs", 3, "--runtime", "openvino", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["runtime"] == "openvino"
+    assert "boxes are those of ONNX Runtime" in done.err
+    found = [
+        json.loads(run("eval", "c.onnx", "--json", *how).out)["ap"]
+        for how in ([], ["--runtime", "openvino"])
+    ]
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+
+
+def test_an_export_that_cannot_be_is_refused_before_it_is_made(run, place):
+    done = run("export", "subnet.json", "--precision", "int4")
+    assert done.code == 2
+    assert "there are fp32, fp16, int8" in done.err
+    done = run("export", "subnet.json", "--split", "valid8ion", "--output", "d.onnx")
+    assert done.code == 1
+    assert "valid8ion" in done.err
+    photos = place / "photos-only"
+    photos.mkdir()
+    for path in sorted((place / "squares").rglob("*.png"))[:2]:
+        shutil.copy(path, photos)
+    done = run(
+        "export", "subnet.json", "--data", photos, "--precision", "int8", "--output", "d.onnx"
+    )
+    assert done.code == 1
+    assert "judged by average precision" in done.err
+    done = run("export", "subnet.json", "--output", "my d.onnx", "--triton", "models2")
+    assert done.code == 1
+    assert "name of letters" in done.err
+    assert run("bench", "subnet.json", "--runtime", "openvino").code == 1
+    assert not list(place.glob("*d.onnx"))
+    assert not (place / "models2").exists()
+
+
 def test_a_subnet_far_from_its_data_is_verified_on_noise_and_says_so(run, place, monkeypatch):
     away = place / "away"
     away.mkdir()

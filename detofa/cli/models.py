@@ -398,9 +398,12 @@ def _show_export(exported: "Exported") -> None:
     verified = exported.manifest.parity
     judged, kept = verified["average_precision"], verified["kept_fp32"]
     if judged is not None:
+        simulated = ""
+        if exported.manifest.precision == "fp16":
+            simulated = f", {judged['shown']:.4f} with all its values rounded to fp16"
         print(
             f"AP on {judged['images']} images ({judged['split']}): {judged['file']:.4f} from the "
-            f"file, {judged['pytorch']:.4f} from PyTorch"
+            f"file here{simulated}, {judged['pytorch']:.4f} from PyTorch"
         )
     if exported.manifest.precision != "fp32":
         print(

@@ -253,7 +253,7 @@ class _Work:
             rng=self.rng,
             tolerance=bar.tolerance,
         )
-        judged = None if self.judge is None else _judged(self.judge, self.path, tested)
+        judged = self._judged(tested)
         reasons = (*report.reasons, *_too_far(judged, bar), *_too_little(share, self.precision))
         return _Attempt(
             export=export,
@@ -263,6 +263,18 @@ class _Work:
             share=share,
             reasons=reasons,
         )
+
+    def _judged(self, shown: bytes) -> dict[str, Any] | None:
+        """Return average precision of the file, of what shows fp16 here, and of PyTorch."""
+        if self.judge is None:
+            return None
+        with OnnxSession(self.path) as session:
+            file = self.judge.ap(session)
+        found = {"file": file, "shown": file, "pytorch": self.judge.reference_ap}
+        if self.precision == "fp16":
+            with OnnxSession(shown) as session:
+                found["shown"] = self.judge.ap(session)
+        return found | dict(self.judge.about)
 
 
 def _inputs(
@@ -313,13 +325,6 @@ def _suppressed(
     if not compared:
         reasons.append("suppression found nothing to compare on these images; give others")
     return written(subnet.postprocessing), tuple(reasons)
-
-
-def _judged(judge: Judge, path: Path, shown: bytes) -> dict[str, Any]:
-    """Return average precision of the file, of what shows its precision here, and of PyTorch."""
-    with OnnxSession(path) as session, OnnxSession(shown) as other:
-        found = {"file": judge.ap(session), "shown": judge.ap(other)}
-    return found | {"pytorch": judge.reference_ap, **judge.about}
 
 
 def _too_far(judged: Mapping[str, Any] | None, bar: Bar) -> list[str]:
