@@ -281,7 +281,7 @@ def devices() -> None:
         else:
             _show_table_of(table)
     print("\n`detofa profile` measures this machine (--help: its GPUs, threads, batches; --space);")
-    print("`detofa profile --device NAME --runtime RUNTIME --make-kit kit.zip` packs what measures another")
+    print("another device: `detofa profile --device NAME --runtime RUNTIME --make-kit kit.zip`")
 
 
 def bench(
