@@ -56,7 +56,7 @@ BARS: Mapping[Precision, Bar] = {
     ),
     "int8": Bar(
         tolerance=Tolerance(
-            head_relative_error=0.9,
+            head_relative_error=10.0,
             box_iou=0.5,
             corner_pixels=8.0,
             score=0.3,
@@ -67,7 +67,8 @@ BARS: Mapping[Precision, Bar] = {
         ap_gain=1.0,
     ),
 }
-"""Of int8 the average precision decides; its best boxes need only be recognisable."""
+"""Of int8 the average precision decides: its heads may be far off on what is no true image, and
+its best boxes need only be recognisable."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
