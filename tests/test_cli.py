@@ -636,6 +636,10 @@ def test_a_throughput_is_a_latency_of_a_batch(run, place):
 
 def test_a_kit_is_packed_for_a_device_and_its_results_make_a_table(run, place):
     done = run("profile", "--make-kit", "kit.zip", "--device", "orin")
+    assert done.code == 2
+    assert "say what is to run there" in done.err
+    how = ("--device", "orin", "--runtime", "onnxruntime-cpu")
+    done = run("profile", "--make-kit", "kit.zip", *how)
     assert done.code == 0, done.err
     assert "python3 kit.zip" in done.out
     command = [sys.executable, "kit.zip", "--any-device", "--budget-seconds", "1"]
@@ -751,6 +755,11 @@ def test_export_takes_precision_form_and_packaging(run, place):
     assert done.code == 0, done.err
     assert "python3 app.zip predict IMAGES" in done.out
     assert (place / "models" / "c" / "config.pbtxt").is_file()
+
+
+@pytest.mark.openvino
+def test_openvino_runs_the_same_file(run, place):
+    assert run("export", "subnet.json", "--output", "c.onnx").code == 0
     done = run("bench", "c.onnx", "--runs", 3, "--runtime", "openvino", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["runtime"] == "openvino"

@@ -212,8 +212,8 @@ def test_suppression_that_cannot_be_is_refused_before_anything_is_exported(tmp_p
         )
 
 
+@pytest.mark.openvino
 def test_openvino_finds_what_the_graph_suppresses(tmp_path, images, plenty):
-    pytest.importorskip("openvino")
     path = tmp_path / "a.onnx"
     exported(path, images, suppress=True)
     with open_detector(path) as reference, open_detector(path, runtime="openvino") as detector:

@@ -16,11 +16,10 @@ from detofa.profiling.parts import time_of_places
 from detofa.profiling.table import Wanted, find_table
 from detofa.runtime.bench import measure_file
 from detofa.runtime.measuring import Schedule
+from detofa.runtime.openvino_cpu import OpenVinoCpu, OpenVinoSession, open_openvino
 from detofa.runtime.session import OnnxSession
 
-pytest.importorskip("openvino")
-
-from detofa.runtime.openvino_cpu import OpenVinoCpu, OpenVinoSession, open_openvino
+pytestmark = pytest.mark.openvino
 
 SPACE = preset("tiny", num_classes=3, image_sizes=[(64, 96)])
 BLOCKS = SPACE.blocks(SPACE.smallest)
