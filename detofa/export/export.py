@@ -227,52 +227,50 @@ class _Work:
 
     def attempt(self, keep: Sequence[str]) -> _Attempt:
         """Write the file with some nodes in fp32, and compare it with PyTorch."""
-        bar, share, kept = BARS[self.precision], 1.0, tuple[str, ...]()
-        model, shown = onnx.ModelProto(), onnx.ModelProto()
-        if self.precision == "fp32":
-            model.CopyFrom(self.full)
-            shown.CopyFrom(self.full)
-        else:
-            self.on_progress(f"rewriting to {self.precision}", 0.3)
-            lowered = lower(self.full, self.precision, self.inputs, keep=keep)
-            share, kept = lowered.share, lowered.kept
-            model.CopyFrom(lowered.model)
-            shown.CopyFrom(lowered.shown)
-        if self.pixels:
-            take_pixels(model, self.subnet.preprocessing)
-            take_pixels(shown, self.subnet.preprocessing)
-        export = write_onnx(model, self.path)
+        bar = BARS[self.precision]
+        self.on_progress(f"rewriting to {self.precision}", 0.3)
+        lowered = lower(self.full, self.precision, self.inputs, keep=keep)
+        export = write_onnx(self._taking(lowered.model), self.path)
+        simulation = None
+        if lowered.shown is not lowered.model:
+            simulation = self._taking(lowered.shown).SerializeToString()
         self.on_progress("comparing with PyTorch", 0.5)
-        tested = shown.SerializeToString()
         report = verify_onnx(
             self.module,
-            self.path if self.precision == "fp32" else tested,
-            tested,
+            simulation or self.path,
+            simulation or export.checked_model,
             images=self.images,
             preprocessing=self.subnet.preprocessing,
             rng=self.rng,
             tolerance=bar.tolerance,
         )
-        judged = self._judged(tested)
-        reasons = (*report.reasons, *_too_far(judged, bar), *_too_little(share, self.precision))
+        judged = self._judged(simulation)
         return _Attempt(
             export=export,
             report=report,
             judged=judged,
-            kept=kept,
-            share=share,
-            reasons=reasons,
+            kept=lowered.kept,
+            share=lowered.share,
+            reasons=(
+                *report.reasons,
+                *_too_far(judged, bar),
+                *_too_little(lowered.share, self.precision),
+            ),
         )
 
-    def _judged(self, shown: bytes) -> dict[str, Any] | None:
-        """Return average precision of the file, of what shows fp16 here, and of PyTorch."""
+    def _taking(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Return a model that takes what the file is to take."""
+        return take_pixels(model, self.subnet.preprocessing) if self.pixels else model
+
+    def _judged(self, simulation: bytes | None) -> dict[str, Any] | None:
+        """Return average precision of the file, of what shows its precision, and of PyTorch."""
         if self.judge is None:
             return None
         with OnnxSession(self.path) as session:
             file = self.judge.ap(session)
         found = {"file": file, "shown": file, "pytorch": self.judge.reference_ap}
-        if self.precision == "fp16":
-            with OnnxSession(shown) as session:
+        if simulation is not None:
+            with OnnxSession(simulation) as session:
                 found["shown"] = self.judge.ap(session)
         return found | dict(self.judge.about)
 

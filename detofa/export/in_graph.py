@@ -40,9 +40,11 @@ class _Nodes:
         return self.constant(values, np.int64)
 
 
-def take_pixels(model: onnx.ModelProto, preprocessing: Preprocessing) -> None:
-    """Make a model take letterboxed images as they are: (batch, H, W, 3) uint8, RGB; in place."""
-    graph = model.graph
+def take_pixels(model: onnx.ModelProto, preprocessing: Preprocessing) -> onnx.ModelProto:
+    """Return a model that takes letterboxed images as they are: (batch, H, W, 3) uint8, RGB."""
+    taking = onnx.ModelProto()
+    taking.CopyFrom(model)
+    graph = taking.graph
     entry = graph.input[0]
     batch, _, height, width = entry.type.tensor_type.shape.dim
     made = _Nodes("pixels")
@@ -60,7 +62,8 @@ def take_pixels(model: onnx.ModelProto, preprocessing: Preprocessing) -> None:
     pixels = helper.make_tensor_value_info(PIXELS_NAME, TensorProto.UINT8, shape)
     del graph.input[:]
     graph.input.append(pixels)
-    onnx.checker.check_model(model, full_check=True)
+    onnx.checker.check_model(taking, full_check=True)
+    return taking
 
 
 def add_suppression(

@@ -77,7 +77,8 @@ class Lowered:
 
     Attributes:
         model: The model.
-        shown: What shows on this processor how it computes where the precision is at hand.
+        shown: What shows on this processor how it computes where the precision is at hand: the
+            model itself, or a simulation.
         kept: Convolutions that stay fp32.
         share: Part of the convolutions' multiply-accumulates that is in the precision.
     """
@@ -95,18 +96,21 @@ def lower(
 
     Args:
         model: An fp32 model with its raw heads as outputs.
-        precision: `fp16` or `int8`.
+        precision: What it is to compute in; fp32 leaves it as it is.
         images: Inputs of the model, on which int8 is calibrated.
         keep: Names of nodes that stay fp32.
 
     Raises:
         UserError: int8 without images.
     """
-    if precision == "fp16":
-        lowered = to_fp16(model, RAW_OUTPUTS, keep=keep)
-        shown = to_fp16(model, RAW_OUTPUTS, keep=keep, simulate=True)
-    else:
-        lowered = shown = to_int8(model, images, keep=keep)
+    match precision:
+        case "fp32":
+            lowered = shown = model
+        case "fp16":
+            lowered = to_fp16(model, RAW_OUTPUTS, keep=keep)
+            shown = to_fp16(model, RAW_OUTPUTS, keep=keep, simulate=True)
+        case _:
+            lowered = shown = to_int8(model, images, keep=keep)
     macs = conv_macs(lowered)
     return Lowered(
         model=lowered,

@@ -120,7 +120,7 @@ def test_pixels_in_the_graph_are_normalised_as_outside(preprocessing):
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", 3, *SIZE])],
     )
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
-    take_pixels(model, preprocessing)
+    model = take_pixels(model, preprocessing)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
     found = open_onnx(model.SerializeToString()).run(None, {"pixels": pixels})[0]
     np.testing.assert_array_equal(found, preprocessing.normalise(pixels))
