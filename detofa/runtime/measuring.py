@@ -116,9 +116,14 @@ class Samples:
     passes: list[Pass] = field(default_factory=list)
 
     @property
+    def whole_passes(self) -> list[Pass]:
+        """Return the passes over all models."""
+        return [one for one in self.passes if len(one.ms) == len(self.names)]
+
+    @property
     def count(self) -> int:
         """Return the number of passes over all models."""
-        return sum(len(one.ms) == len(self.names) for one in self.passes)
+        return len(self.whole_passes)
 
     def whole(self, names: Iterable[str]) -> Floats:
         """Return (names, passes, runs) samples of the passes over all, drift taken out."""
@@ -127,7 +132,7 @@ class Samples:
 
     def raw(self, names: Iterable[str]) -> Floats:
         """Return (names, passes, runs) samples of the passes over all as they were read."""
-        held = [one.ms for one in self.passes if len(one.ms) == len(self.names)]
+        held = [one.ms for one in self.whole_passes]
         return np.array([[ms[name] for ms in held] for name in names], np.float64)
 
     def pooled(self) -> dict[str, Floats]:
@@ -331,7 +336,7 @@ def measure_models(
         """Return whether a pass over a share of the models would end in time."""
         if deadline_seconds is None or not samples.count:
             return True
-        last = [one for one in samples.passes if len(one.ms) == len(names)][-1].seconds
+        last = samples.whole_passes[-1].seconds
         return time.monotonic() - begin + _SLOWER * share * last <= deadline_seconds
 
     def make(some: list[str], number: int, doing: str, done: float, step: float) -> None:

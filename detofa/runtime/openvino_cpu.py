@@ -5,16 +5,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
-from detofa.runtime.runtimes import Timed, noise, sampled, wanted_outputs
+from detofa.runtime.runtimes import (
+    KEPT_ON_CPU,
+    LOOKS,
+    Timed,
+    noise,
+    sampled,
+    usual_ms,
+    wanted_outputs,
+)
 from detofa.runtime.session import FileSession, Port, model_name
 from detofa.timer import Clock, thread_clock
 
 _DEVICE = "CPU"
-_LOOKS, _LOOKS_TO_WARM = 12, 3  # runs in which operators are looked at, and before them
 
 
 class OpenVinoSession(FileSession):
@@ -66,7 +72,7 @@ class OpenVinoCpu:
 
     name = "openvino-cpu"
     precision = "fp32"
-    kept_bytes = 256 * 2**20
+    kept_bytes = KEPT_ON_CPU
 
     def __init__(self, *, threads: int = 1, batch: int = 1, clock: Clock | None = None) -> None:
         self.threads, self.batch = threads, batch
@@ -83,14 +89,12 @@ class OpenVinoCpu:
         """Return what OpenVINO's own profile says; see `Runtime.operator_ms`."""
         request = self._request(model, look=True)
         took: dict[str, list[float]] = {}
-        for run in range(_LOOKS_TO_WARM + _LOOKS):
+        for _ in range(LOOKS):
             request.infer()
-            if run < _LOOKS_TO_WARM:
-                continue
             for entry in request.get_profiling_info():
                 ms = entry.real_time.total_seconds() * 1000
                 took.setdefault(entry.node_name, []).append(ms)
-        return {name: float(np.median(ms)) for name, ms in took.items()}
+        return usual_ms(took)
 
     def _request(self, model: bytes, *, look: bool) -> Any:
         """Return a request for noise, of which only what a detector is run for is computed."""

@@ -25,7 +25,9 @@ from detofa.timer import Clock, sample, thread_clock
 Timed = Callable[[int], NDArray[np.float64]]
 """Times so many runs of an opened model, one after another: (runs,) milliseconds."""
 
-_LOOKS, _LOOKS_TO_WARM = 12, 3  # runs in which operators are looked at, and before them
+LOOKS, _LOOKS_TO_WARM = 15, 3  # runs in which operators are looked at; first ones do not count
+KEPT_ON_CPU = 256 * 2**20
+"""Bytes of models that may stay open on a processor, where they take three times as much."""
 KEPT_ON_GPU = 8 * 2**30
 """Bytes of models that may stay open on a GPU: all, since opening one there takes seconds."""
 FLUSHED_BYTES = 256 * 2**20
@@ -107,7 +109,7 @@ class OnnxRuntimeCpu:
 
     name = "onnxruntime-cpu"
     precision = "fp32"
-    kept_bytes = 256 * 2**20  # they take three times as much
+    kept_bytes = KEPT_ON_CPU
 
     def __init__(self, *, threads: int = 1, batch: int = 1, clock: Clock | None = None) -> None:
         self.threads, self.batch = threads, batch
@@ -127,13 +129,13 @@ class OnnxRuntimeCpu:
             prefix = Path(folder) / "profile"
             session = open_onnx(model, threads=self.threads, provider=CPU, profile_prefix=prefix)
             call = partial(session.run, _wanted(session), _noises(session, self.batch))
-            sampled(call, _LOOKS_TO_WARM + _LOOKS, self.clock)
+            sampled(call, LOOKS, self.clock)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         took: dict[str, list[float]] = {}
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
                 took.setdefault(event["name"], []).append(event["dur"] / 1000)
-        return {name: float(np.median(ms[_LOOKS_TO_WARM:])) for name, ms in took.items()}
+        return usual_ms(took)
 
 
 class OnnxRuntimeCuda:
@@ -181,6 +183,11 @@ class OnnxRuntimeCuda:
     def operator_ms(self, model: bytes) -> dict[str, float]:
         """Return nothing: its profile has when the GPU was asked, not how long it took."""
         return {}
+
+
+def usual_ms(took: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the median of what each operator took in `LOOKS` runs, the first left out, by name."""
+    return {name: float(np.median(ms[_LOOKS_TO_WARM:])) for name, ms in took.items()}
 
 
 def first_line(error: BaseException) -> str:

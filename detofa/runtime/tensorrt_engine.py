@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from detofa.errors import UserError
 from detofa.runtime.cuda import Cuda
-from detofa.runtime.runtimes import FLUSHED_BYTES, KEPT_ON_GPU, Timed
+from detofa.runtime.runtimes import FLUSHED_BYTES, KEPT_ON_GPU, LOOKS, Timed, usual_ms
 from detofa.timer import Clock
 
-_LOOKS, _LOOKS_TO_WARM = 12, 3  # runs in which layers are looked at, and before them
 _LARGEST_ITEM = 8  # bytes of a value, whatever its type
 
 
@@ -254,11 +253,11 @@ class TensorRt:
         layers = Layers()  # held for as long as the context may call it
         context.profiler = layers
         buffers = _Buffers(self._cuda, self._bind(engine, context))
-        for _ in range(_LOOKS_TO_WARM + _LOOKS):
+        for _ in range(LOOKS):
             self._run(context)
         assert buffers.pointers, "the engine's memory is still held"
         del context, layers
-        return {name: float(np.median(ms[_LOOKS_TO_WARM:])) for name, ms in took.items()}
+        return usual_ms(took)
 
     def _built(self, model: bytes) -> tuple[Any, Any]:
         """Return the engine of a model and a context that runs it."""
