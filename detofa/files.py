@@ -17,6 +17,7 @@ from detofa.errors import UserError
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in a zip
 
 SCHEMA = 1
+_PART_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -130,8 +131,11 @@ def sha256_file(path: Path) -> str:
         UserError: the file is missing or cannot be read.
     """
     try:
+        digest = hashlib.sha256()  # not file_digest: packed code runs on Python 3.10 too
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while part := file.read(_PART_BYTES):
+                digest.update(part)
+        return digest.hexdigest()
     except OSError as error:
         raise _cannot_read(path, error) from error
 

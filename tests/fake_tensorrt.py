@@ -4,6 +4,7 @@ The names, arguments and enum values come from listings of the bindings of two v
 refuses any other name, so a call that one of the versions lacks fails here.
 """
 
+import importlib.machinery
 import re
 import types
 from pathlib import Path
@@ -47,7 +48,8 @@ class Fake:
         listing = self.module.listing[self.kind]
         key = f"{self.kind}.{name}"
         if name in listing["properties"]:
-            return self.module.answers[key]
+            told = self.module.properties_of.get(key)  # those that change as it is used
+            return self.module.answers[key] if told is None else told()
         assert name in listing["methods"], f"TensorRT {self.module.__version__} has no {key}"
 
         def call(*arguments):
@@ -75,8 +77,9 @@ class IProfiler:
 def fake_tensorrt(path, **changes):
     """Make a module that builds b"engine" from a network with one input (-1, 3, 96, 160)."""
     module: Any = types.ModuleType("tensorrt")
+    module.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
     module.__version__, module.listing = read_listing(path)
-    module.calls = []
+    module.calls, module.properties_of = [], {}
 
     def make(kind):
         return lambda *arguments: Fake(module, kind)

@@ -24,12 +24,14 @@ from detofa.path_filter.pruned_space import random_cut  # noqa: E402
 from detofa.profiling.device import Device, this_cpu  # noqa: E402
 from detofa.profiling.table import LatencyTable, load_table  # noqa: E402
 from detofa.profiling.verify import verify_table  # noqa: E402
+from detofa.runtime import cuda  # noqa: E402
 from detofa.runtime.measuring import Schedule  # noqa: E402
 from detofa.space import SearchSpace  # noqa: E402
 from detofa.subnet import Subnet  # noqa: E402
 from detofa.train.checkpoint import load_supernet  # noqa: E402
 from detofa.train.filtering import Budgets  # noqa: E402
 from tests.data.test_image_folder import write_folder  # noqa: E402
+from tests.fake_cuda import FakeCuda, working_tensorrt  # noqa: E402
 
 RECIPE = """
 space = "tiny"
@@ -815,6 +817,55 @@ def test_export_to_tensorrt_says_what_to_install(run, place, monkeypatch):
     assert done.code == 1
     assert "pip install 'detofa[tensorrt]'" in done.err
     assert not list(place.glob("engine*"))
+
+
+@pytest.fixture
+def tensorrt(data_dir, monkeypatch, tmp_path):
+    """Put a TensorRT that runs in ONNX Runtime where the real one is imported from, and a GPU."""
+    listing = data_dir.parent / "tensorrt" / "api_11.4.txt"
+    if not listing.is_file():
+        pytest.skip(f"the listing {listing} of TensorRT's bindings is not there")
+    monkeypatch.setattr(cuda, "_load", FakeCuda)
+    monkeypatch.setitem(sys.modules, "tensorrt", working_tensorrt(listing))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_an_engine_is_exported_judged_served_and_run(run, place, tensorrt):
+    how = ("--to", "tensorrt", "--batches", "1,2,4", "--builds", 2, "--triton", "served")
+    done = run("export", "subnet.json", "--output", "g.onnx", *how)
+    assert done.code == 0, done.err
+    assert "wrote g.engine: TensorRT 11.4" in done.out
+    assert "1.500, 1.500 ms on the GPU (spread 0.0%)" in done.out
+    record = json.loads((place / "g.engine.json").read_text())
+    assert [shape[0] for shape in record["input_shapes"]["images"]] == [1, 2, 4]
+    assert record["verified"]["average_precision"]["split"] == "val"
+    assert (place / "served" / "g" / "1" / "model.plan").is_file()
+    found = [json.loads(run("eval", name, "--json").out)["ap"] for name in ("g.engine", "g.onnx")]
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+    photos = place / "squares"
+    assert "see predictions" in run("predict", "g.engine", photos).out
+    done = run("bench", "g.engine", "--runs", 3, "--batch", 4)
+    assert "NVIDIA H100" in done.out
+    assert "GPU time" in done.out
+    figures = json.loads(run("bench", "g.engine", "--runs", 3, "--json").out)
+    assert (figures["runtime"], figures["gpu_time"]["p50_ms"]) == ("tensorrt", 1.5)
+    assert figures["thread_cpu_time"] is None
+    done = run("export", "subnet.json", "--output", "h.onnx", "--batches", "1,2,4")
+    assert done.code == 2
+    assert "goes with --to tensorrt" in done.err
+    done = run("bench", "g.engine", "--batch", 9)
+    assert done.code == 1
+    assert "batches of 1 to 4, not of 9" in done.err
+
+
+def test_where_trtexec_is_not_its_command_is_printed(run, place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    how = ("--to", "tensorrt", "--via", "trtexec", "--precision", "fp16")
+    done = run("export", "subnet.json", "--output", "my file.onnx", *how)
+    assert done.code == 0, done.err
+    assert "trtexec '--onnx=my file.onnx' '--saveEngine=my file.engine' --stronglyTyped" in done.out
+    assert "--maxShapes=images:8x3x" in done.out
+    assert "run this command on the machine that has the GPU" in done.out
 
 
 def test_a_subnet_that_was_changed_is_refused(run, place):

@@ -26,7 +26,7 @@ from detofa.report.summary import (
     trade_off_svg,
 )
 from detofa.runtime.detections import Detections
-from detofa.runtime.matching import Tolerance
+from detofa.runtime.gates import Tolerance
 from detofa.subnet import Subnet
 from detofa.train.checkpoint import load_supernet
 from detofa.train.run import newest_run

@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from detofa import __version__
-from detofa.cli import data, filter, finetune, measure, models, pretrain, runs, search, space, train
+from detofa.cli import (
+    bench,
+    data,
+    export,
+    filter,
+    finetune,
+    measure,
+    models,
+    pretrain,
+    runs,
+    search,
+    space,
+    train,
+)
 from detofa.errors import UserError
 
 _EPILOG = (
@@ -40,10 +53,10 @@ app.command("profile", short_help="Measure a space on a device; writes a latency
 app.command("devices", short_help="List devices and latency tables.")(measure.devices)
 app.command("search", short_help="Find the best detector for a budget.")(search.search)
 app.command("finetune", short_help="Train a chosen detector further, alone.")(finetune.finetune)
-app.command("export", short_help="Write a verified ONNX file or a TensorRT engine.")(models.export)
+app.command("export", short_help="Write a verified ONNX file or a TensorRT engine.")(export.export)
 app.command("eval", short_help="Measure a detector's average precision.")(models.evaluate)
 app.command("predict", short_help="Find objects in images; draws boxes.")(models.predict)
-app.command("bench", short_help="Measure a detector's latency.")(measure.bench)
+app.command("bench", short_help="Measure a detector's latency.")(bench.bench)
 app.add_typer(runs.app, name="runs")
 
 

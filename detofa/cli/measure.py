@@ -1,8 +1,7 @@
-"""`detofa profile`, `devices` and `bench`: what is measured on a device."""
+"""`detofa profile` and `devices`: latency tables."""
 
 import dataclasses
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,10 +12,7 @@ from detofa.cli.display import age, show_table, shown_progress
 from detofa.cli.options import (
     Batch,
     ImageSizes,
-    ModelRuntime,
     Run,
-    RuntimeOfModel,
-    Seed,
     Threads,
     image_sizes,
 )
@@ -28,7 +24,6 @@ if TYPE_CHECKING:
     from detofa.profiling.table import LatencyTable, Wanted
     from detofa.runtime.runtimes import Runtime
     from detofa.space import SearchSpace
-    from detofa.timer import Timing
 
 TABLES = Path("latency_tables")
 
@@ -284,80 +279,6 @@ def devices() -> None:
     print("another device: `detofa profile --device NAME --runtime RUNTIME --make-kit kit.zip`")
 
 
-def bench(
-    model: Annotated[Path, typer.Argument(help="An .onnx file or a subnet.json.")],
-    runs: Annotated[int, typer.Option(min=1, help="Calls that are timed.")] = 100,
-    threads: Threads = 1,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Images of one call.  [default: what the file takes]")
-    ] = None,
-    runtime: RuntimeOfModel = ModelRuntime.ONNXRUNTIME,
-    seed: Seed = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Measure a detector's latency here: percentiles of thread CPU time and of wall time.
-
-    An .onnx file is measured as latency tables are: several sessions, visits with warm-up.
-    """
-    import json
-
-    import numpy as np
-
-    from detofa.cli.models import open_model
-    from detofa.profiling.device import this_cpu
-    from detofa.runtime.bench import measure_file, measure_latency
-    from detofa.runtime.matching import check_same
-
-    with open_model(model, threads, runtime)[0] as detector:
-        height, width = detector.session.image_size
-        if model.suffix == ".onnx":
-            if runtime is not ModelRuntime.ONNXRUNTIME:
-                with open_model(model, threads)[0] as reference:
-                    compared = check_same(detector, reference, np.random.default_rng(seed))
-                print(f"{compared} boxes are those of ONNX Runtime", file=sys.stderr)
-            latency = measure_file(
-                model, runs=runs, batch=batch, threads=threads, runtime=runtime.value
-            )
-        else:
-            latency = measure_latency(
-                detector.session,
-                rng=np.random.default_rng(seed),
-                runs=runs,
-                batch=batch or 1,
-                threads=threads,
-            )
-    batch, ran = latency.batch, runtime.value if model.suffix == ".onnx" else "torch"
-    clocks = {"thread CPU time": latency.thread, "wall time": latency.wall}
-    device = this_cpu().name
-    if as_json:
-        about = {"model": str(model), "device": device, "image_size": [height, width]}
-        about |= {"runtime": ran}
-        counts = {
-            "batch": batch,
-            "threads": threads,
-            "runs": latency.wall.count,
-            "p50_error": latency.p50_error,
-        }
-        times = {
-            name.lower().replace(" ", "_"): None if timing is None else _percentiles(timing)
-            for name, timing in clocks.items()
-        }
-        print(json.dumps({**about, **counts, **times}, indent=1))
-        return
-    how = f"input {height}x{width}, batch {batch}, threads {threads}, {ran}"
-    print(f"{model} on {device}: {how}")
-    rows = [
-        [name, *(f"{ms:.2f}" for ms in _percentiles(timing).values())]
-        for name, timing in clocks.items()
-        if timing is not None
-    ]
-    show_table("", [f"of {latency.wall.count} calls", "p50 ms", "p90 ms", "p99 ms"], rows)
-    if latency.p50_error is not None:
-        print(f"standard error of the median: {latency.p50_error:.1%}")
-    if batch > 1:
-        print(f"{1000 * batch / latency.wall.p50_ms:.0f} images/s")
-
-
 def table_folders() -> Iterator[Path]:
     """Yield the folders that latency tables are looked for in: the user's, then what ships."""
     import detofa
@@ -455,7 +376,3 @@ def _errors(table: "LatencyTable") -> str:
         f"on {errors['count']:.0f} held-out detectors MAPE {errors['mape']:.1%}, Kendall tau "
         f"{errors['kendall_tau']:.3f}; interval +-{table.interval:.1%}"
     )
-
-
-def _percentiles(timing: "Timing") -> dict[str, float]:
-    return {"p50_ms": timing.p50_ms, "p90_ms": timing.p90_ms, "p99_ms": timing.p99_ms}

@@ -1,10 +1,11 @@
 """A detector packed with all code that runs it: one zip for a device without PyTorch."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import detofa
-from detofa.files import sha256_file, write_bytes, zipped
+from detofa.files import write_bytes, zipped
 from detofa.runtime.app import DATA, FILES, MODEL, RECORD
 from detofa.runtime.manifest import Manifest
 
@@ -18,6 +19,11 @@ A detector made by detofa {version}: {classes}; input {height}x{width}, {precisi
 
 It needs Python 3.10 or newer, numpy, pillow and onnxruntime (or openvino, with --runtime openvino);
 no PyTorch and no network. It writes nothing but what --output names.
+
+On an NVIDIA GPU with TensorRT 10.16 or 11, whose engines run only where they were built:
+
+    python3 {name} build photos/         {stem}.engine, checked on these pictures
+    python3 {name} predict photos/ --runtime tensorrt
 """
 
 
@@ -35,14 +41,7 @@ def make_app(model_path: Path, path: Path) -> None:
     subnet, package = manifest.subnet, Path(detofa.__file__).parent
     height, width = subnet.arch.image_size
     names = [name for _, name in subnet.categories]
-    record = {
-        "model_sha256": sha256_file(model_path),
-        "classes": names,
-        "image_size": [height, width],
-        "precision": manifest.precision,
-        "figures": {name: figure.value for name, figure in subnet.figures.items()},
-        "detofa_version": detofa.__version__,
-    }
+    packed = dataclasses.replace(manifest, model_file=MODEL)
     readme = _README.format(
         version=detofa.__version__,
         classes=", ".join(names),
@@ -50,12 +49,13 @@ def make_app(model_path: Path, path: Path) -> None:
         width=width,
         precision=manifest.precision,
         name=path.name,
+        stem=path.stem,
     )
     files = {
         "README.txt": readme.encode(),
         "__main__.py": b"from detofa.runtime.app import main\n\nmain()\n",
         f"{DATA}/__init__.py": b"",
         f"{DATA}/{MODEL}": model_path.read_bytes(),
-        f"{DATA}/{RECORD}": json.dumps(record, indent=1).encode(),
+        f"{DATA}/{RECORD}": json.dumps(packed.to_json(), indent=1).encode(),
     } | {f"detofa/{name}": (package / name).read_bytes() for name in FILES}
     write_bytes(path, zipped(files))

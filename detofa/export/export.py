@@ -14,23 +14,24 @@ from torch import nn
 
 from detofa.errors import UserError
 from detofa.export.in_graph import add_suppression, check_suppressible, take_pixels
-from detofa.export.precision import (
-    BARS,
-    LEAST_SHARE,
-    Bar,
-    Precision,
-    lower,
-    most_harmed_first,
-    share_kept,
-)
+from detofa.export.precision import Lowered, lower, most_harmed_first, share_kept
 from detofa.export.to_onnx import OnnxExport, export_onnx, write_onnx
 from detofa.export.verify import ParityReport, verify_onnx
 from detofa.files import atomic_path, sha256_file
 from detofa.imaging import letterbox, resize
 from detofa.runtime.detector import SUBNET_KEY, Detector
+from detofa.runtime.gates import (
+    BARS,
+    LEAST_SHARE,
+    Bar,
+    Judge,
+    Precision,
+    faults_of_ap,
+    faults_of_share,
+)
 from detofa.runtime.manifest import Manifest, manifest_path
 from detofa.runtime.matching import same_detections
-from detofa.runtime.session import OnnxSession, Session
+from detofa.runtime.session import OnnxSession
 from detofa.subnet import PostProcessing, Subnet
 
 _LOW_SCORE = 0.01
@@ -53,21 +54,6 @@ class Exported:
     manifest_path: Path
     manifest: Manifest
     report: ParityReport
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judge:
-    """Tells how good a detector is on labelled images.
-
-    Attributes:
-        ap: Gives the average precision of an opened detector, from 0 to 1.
-        reference_ap: That of PyTorch.
-        about: The images, for the record.
-    """
-
-    ap: Callable[[Session], float]
-    reference_ap: float
-    about: Mapping[str, Any]
 
 
 def export_subnet(
@@ -160,8 +146,8 @@ def export_subnet(
     rejected.unlink(missing_ok=True)
     verified = found.report.to_json() | {
         "average_precision": found.judged,
-        "kept_fp32": list(found.kept),
-        "share_of_macs": found.share,
+        "kept_fp32": list(found.lowered.kept),
+        "share_of_macs": found.lowered.share,
         "calibrated_on": sorted(known) if precision == "int8" else [],
     }
     manifest = Manifest(
@@ -170,6 +156,7 @@ def export_subnet(
         runtime="onnxruntime",
         precision=precision,
         opset=export.opset,
+        convolutions=found.lowered.convolutions,
         inputs=export.inputs,
         outputs=export.outputs,
         subnet=subnet,
@@ -188,8 +175,7 @@ class _Attempt:
     export: OnnxExport
     report: ParityReport
     judged: Mapping[str, Any] | None
-    kept: tuple[str, ...]
-    share: float
+    lowered: Lowered
     reasons: tuple[str, ...]
 
 
@@ -249,12 +235,11 @@ class _Work:
             export=export,
             report=report,
             judged=judged,
-            kept=lowered.kept,
-            share=lowered.share,
+            lowered=lowered,
             reasons=(
                 *report.reasons,
-                *_too_far(judged, bar),
-                *_too_little(lowered.share, self.precision),
+                *_faults_of(judged, bar),
+                *faults_of_share(lowered.share, self.precision),
             ),
         )
 
@@ -325,24 +310,12 @@ def _suppressed(
     return written(subnet.postprocessing), tuple(reasons)
 
 
-def _too_far(judged: Mapping[str, Any] | None, bar: Bar) -> list[str]:
+def _faults_of(judged: Mapping[str, Any] | None, bar: Bar) -> list[str]:
+    """Return what is wrong with the average precision of the file, or else of what shows it."""
     if judged is None:
         return []
-    return [
-        f"its AP is {judged[what]:.4f}, PyTorch's {judged['pytorch']:.4f}: more than "
-        f"{bar.ap_loss:.3f} apart"
-        for what in ("file", "shown")
-        if not -bar.ap_loss <= judged[what] - judged["pytorch"] <= bar.ap_gain
-    ][:1]
-
-
-def _too_little(share: float, precision: Precision) -> list[str]:
-    if share >= LEAST_SHARE:
-        return []
-    return [
-        f"only {share:.0%} of the convolutions' multiply-accumulates are in {precision}, at least "
-        f"{LEAST_SHARE:.0%} should be"
-    ]
+    faults = [faults_of_ap(judged[what], judged["pytorch"], bar) for what in ("file", "shown")]
+    return faults[0] or faults[1]
 
 
 def _first(reasons: tuple[str, ...], count: int = 5) -> str:

@@ -2,73 +2,21 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from detofa.errors import UserError
 from detofa.export.quantize import to_int8
 from detofa.export.rewrite import conv_macs, share_of_format, to_fp16
 from detofa.export.to_onnx import RAW_OUTPUTS
 from detofa.export.verify import run_heads
-from detofa.runtime.matching import Tolerance
+from detofa.runtime.gates import Precision
 from detofa.runtime.session import open_onnx
 
-Precision = Literal["fp32", "fp16", "int8"]
 Inputs = Sequence[NDArray[np.generic]]
 
-LEAST_SHARE = 0.9
-"""Part of the convolutions' multiply-accumulates that must really be in the precision named."""
-
 _WEIGHT_PARTS = 5  # of a weight's dotted name that say which group a convolution belongs to
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """What a file of some precision must reach.
-
-    Attributes:
-        tolerance: How far it may be from PyTorch.
-        ap_loss: By how much its average precision may be lower, from 0 to 1.
-        ap_gain: By how much it may be higher.
-    """
-
-    tolerance: Tolerance
-    ap_loss: float
-    ap_gain: float
-
-
-BARS: Mapping[Precision, Bar] = {
-    "fp32": Bar(tolerance=Tolerance(), ap_loss=0.001, ap_gain=0.001),
-    "fp16": Bar(
-        tolerance=Tolerance(
-            head_relative_error=0.02,
-            box_iou=0.95,
-            corner_pixels=0.5,
-            score=0.02,
-            found=0.99,
-            tie=0.01,
-        ),
-        ap_loss=0.002,
-        ap_gain=0.002,
-    ),
-    "int8": Bar(
-        tolerance=Tolerance(
-            head_relative_error=10.0,
-            box_iou=0.5,
-            corner_pixels=8.0,
-            score=0.3,
-            found=0.8,
-            tie=0.3,
-        ),
-        ap_loss=0.007,
-        ap_gain=1.0,
-    ),
-}
-"""Of int8 the average precision decides: its heads may be far off on what is no true image, and
-its best boxes need only be recognisable."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,12 +29,14 @@ class Lowered:
             model itself, or a simulation.
         kept: Convolutions that stay fp32.
         share: Part of the convolutions' multiply-accumulates that is in the precision.
+        convolutions: The multiply-accumulates of each, by its node's name.
     """
 
     model: onnx.ModelProto
     shown: onnx.ModelProto
     kept: tuple[str, ...]
     share: float
+    convolutions: Mapping[str, int]
 
 
 def lower(
@@ -117,6 +67,7 @@ def lower(
         shown=shown,
         kept=tuple(sorted(name for name, (kind, _) in macs.items() if kind != precision)),
         share=share_of_format(macs, precision),
+        convolutions={name: count for name, (_, count) in macs.items()},
     )
 
 
@@ -175,15 +126,3 @@ def _difference(
         second = np.stack([outputs[head] for outputs in found])
         total += float(np.mean((first - second) ** 2) / max(float(np.mean(first**2)), 1e-12))
     return total if np.isfinite(total) else float("inf")
-
-
-def check_precision(name: str) -> Precision:
-    """Return the name of a precision as such.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    for known in BARS:
-        if known == name:
-            return known
-    raise UserError(f"no precision is called {name!r}; there are {', '.join(BARS)}")

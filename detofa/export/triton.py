@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from detofa.errors import UserError
-from detofa.export.to_tensorrt import check_engine
 from detofa.files import write_bytes
 from detofa.runtime.manifest import Manifest
 from detofa.runtime.session import DETECTION_NAMES, PIXELS_NAME, SCORES_NAME
+from detofa.runtime.tensorrt.record import REBUILD, EngineRecord
 
 LABELS = "labels.txt"
 _TYPES = {
@@ -54,7 +54,7 @@ def write_triton(
     is_engine = model_path.suffix == ".engine"
     manifest = Manifest.of(model_path.with_suffix(".onnx") if is_engine else model_path)
     if is_engine:
-        check_engine(model_path, manifest.model_sha256)
+        _check_engine(model_path, manifest)
     place = folder / name
     file_name = "model.plan" if is_engine else "model.onnx"
     config = _config(manifest, name, "tensorrt" if is_engine else "onnxruntime", max_batch)
@@ -63,6 +63,15 @@ def write_triton(
     write_bytes(place / LABELS, labels.encode())
     write_bytes(place / "config.pbtxt", text_format(config).encode())
     return place
+
+
+def _check_engine(engine: Path, manifest: Manifest) -> None:
+    """Raise UserError unless an engine is whole and was built from the ONNX file beside it."""
+    if EngineRecord.load(engine).onnx_sha256 != manifest.model_sha256:
+        raise UserError(
+            f"{engine} was built from another ONNX file than the one beside it; build it again "
+            f"with {REBUILD}"
+        )
 
 
 def check_name(name: str) -> str:

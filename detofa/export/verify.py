@@ -14,12 +14,10 @@ from torch import nn
 
 from detofa.export.to_onnx import OUTPUT_NAMES, RAW_OUTPUTS
 from detofa.imaging import Preprocessing, letterbox
-from detofa.runtime.matching import EXACT, Tolerance, match_boxes
+from detofa.runtime.gates import EXACT, FEWEST_BOXES, Tolerance
+from detofa.runtime.matching import batches_of, made_images, match_boxes
 from detofa.runtime.session import BOXES_NAME, SCORES_NAME, OnnxSession, open_onnx
 
-BATCH_SIZES = (1, 2, 5)
-FEWEST_BOXES = 100
-"""Boxes that must be found again for a comparison to say anything."""
 Outputs = Mapping[str, NDArray[np.float32]]
 
 
@@ -128,7 +126,7 @@ def verify_onnx(
     """
     assert images, "parity needs at least one real image"
     with OnnxSession(model_file) as session:
-        named = dict(images) | _made_images(next(iter(images.values())), session.image_size, rng)
+        named = dict(images) | made_images(next(iter(images.values())), session.image_size, rng)
         pixels = {
             name: letterbox(image, session.image_size, preprocessing.fill)[0]
             for name, image in named.items()
@@ -138,36 +136,13 @@ def verify_onnx(
         raw = open_onnx(checked_model)
         fed: Mapping[str, NDArray[Any]] = pixels if session.takes_pixels else inputs
         cases = []
-        for batch in _batches(list(named), session.batch):
+        for batch in batches_of(list(named), session.batch):
             stacked = np.stack([fed[name] for name in batch])
             boxes_xyxy, scores = session.run(stacked)
             heads = dict(zip(RAW_OUTPUTS, run_heads(raw, stacked), strict=True))
             found = heads | {BOXES_NAME: boxes_xyxy, SCORES_NAME: scores}
             cases.append(_compare(batch, [expected[name] for name in batch], found, tolerance))
     return ParityReport(tolerance=tolerance, cases=tuple(cases))
-
-
-def _made_images(
-    image: NDArray[np.uint8], size: tuple[int, int], rng: np.random.Generator
-) -> dict[str, NDArray[np.uint8]]:
-    height, width = image.shape[:2]
-    return {
-        "(blank)": np.zeros((*size, 3), np.uint8),
-        "(noise)": rng.integers(0, 256, (*size, 3), dtype=np.uint8),
-        "(wide cut)": image[: max(1, height // 3)],
-        "(tall cut)": image[:, : max(1, width // 3)],
-    }
-
-
-def _batches(names: list[str], fixed: int | None) -> list[tuple[str, ...]]:
-    """Return every image alone, then batches of different images; or all in batches of one size."""
-    if fixed is not None:
-        cycle = [*names, *(names * fixed)[:fixed]]
-        return [tuple(cycle[start : start + fixed]) for start in range(0, len(names), fixed)]
-    batches: list[tuple[str, ...]] = [(name,) for name in names]
-    for size in BATCH_SIZES[1:]:
-        batches += [tuple(names[:size]), tuple(names[-size:])]
-    return batches
 
 
 def _run_module(module: nn.Module, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Outputs]:

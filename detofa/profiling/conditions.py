@@ -11,7 +11,7 @@ from detofa.profiling.torch_cuda import FORMATS, TorchCuda
 from detofa.runtime.measuring import Schedule
 from detofa.runtime.openvino_cpu import OpenVinoCpu
 from detofa.runtime.runtimes import OnnxRuntimeCpu, OnnxRuntimeCuda, Runtime
-from detofa.runtime.tensorrt_engine import TensorRt
+from detofa.runtime.tensorrt.timing import TensorRt
 from detofa.timer import Clock
 
 CPU_RUNTIMES = (OnnxRuntimeCpu.name, OpenVinoCpu.name)

@@ -44,7 +44,10 @@ FILES = (
     "runtime/openvino_cpu.py",
     "runtime/runtimes.py",
     "runtime/session.py",
-    "runtime/tensorrt_engine.py",
+    "runtime/tensorrt/__init__.py",
+    "runtime/tensorrt/build.py",
+    "runtime/tensorrt/opened.py",
+    "runtime/tensorrt/timing.py",
     "profiling/torch_cuda.py",
 )
 """Files of this package that a kit holds, as paths from its folder."""

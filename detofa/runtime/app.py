@@ -2,7 +2,7 @@
 
 It is a zip that Python runs as it is: `python3 detector.zip`. Beside this module it holds the
 model and the few other modules that are imported here, none of which needs more than numpy, pillow
-and the runtime; a camera or video also needs OpenCV.
+and the runtime; a camera or video also needs OpenCV. With TensorRT it builds its own engine there.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,16 +24,21 @@ from numpy.typing import NDArray
 
 from detofa.errors import UserError
 from detofa.imaging import read_image
-from detofa.runtime.bench import measure_file
+from detofa.runtime.bench import Latency, measure_engine, measure_file
 from detofa.runtime.detector import Detector, detector_of
 from detofa.runtime.draw import detections_to_json, draw_detections
+from detofa.runtime.manifest import Manifest
 from detofa.runtime.predictions import image_files, write_predictions
 from detofa.runtime.session import RuntimeName
+from detofa.runtime.tensorrt.build import BatchSizes
+from detofa.runtime.tensorrt.make import EnginePlan, make_engine
+from detofa.runtime.tensorrt.session import open_engine
 from detofa.timer import Timing
 
 DATA = "detector_data"
-"""Package inside the zip that holds the model and its record."""
-MODEL, RECORD = "model.onnx", "detector.json"
+"""Package inside the zip that holds the model and its manifest."""
+MODEL, RECORD = "model.onnx", "model.manifest.json"
+_ENGINE = "tensorrt"
 
 FILES = (
     "__init__.py",
@@ -48,9 +53,11 @@ FILES = (
     "runtime/__init__.py",
     "runtime/app.py",
     "runtime/bench.py",
+    "runtime/cuda.py",
     "runtime/detections.py",
     "runtime/detector.py",
     "runtime/draw.py",
+    "runtime/gates.py",
     "runtime/manifest.py",
     "runtime/measuring.py",
     "runtime/openvino_cpu.py",
@@ -58,6 +65,15 @@ FILES = (
     "runtime/predictions.py",
     "runtime/runtimes.py",
     "runtime/session.py",
+    "runtime/tensorrt/__init__.py",
+    "runtime/tensorrt/build.py",
+    "runtime/tensorrt/layers.py",
+    "runtime/tensorrt/make.py",
+    "runtime/tensorrt/opened.py",
+    "runtime/tensorrt/record.py",
+    "runtime/tensorrt/session.py",
+    "runtime/tensorrt/timing.py",
+    "runtime/tensorrt/trtexec.py",
 )
 """Files of this package that the zip holds, as paths from its folder."""
 
@@ -66,8 +82,8 @@ def main() -> None:
     """Run a command; see `python3 detector.zip --help`."""
     options = _parser().parse_args()
     try:
-        model, record = _packed()
-        options.run(model, record, options)
+        model, manifest = _packed()
+        options.run(model, manifest, options)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -80,7 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--threads", type=int, default=1, help="default %(default)s")
     common.add_argument(
-        "--runtime", choices=("onnxruntime", "openvino"), default="onnxruntime", help="what runs it"
+        "--runtime",
+        choices=("onnxruntime", "openvino", _ENGINE),
+        default="onnxruntime",
+        help="what runs it, default %(default)s; tensorrt needs `build` first",
+    )
+    common.add_argument(
+        "--engine", type=Path, default=_beside(), help="with tensorrt, default %(default)s"
     )
     finding = argparse.ArgumentParser(add_help=False)
     finding.add_argument("--score", type=float, help="least score of a box")
@@ -102,40 +124,76 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--runs", type=int, default=100, help="calls that are timed")
     bench.add_argument("--batch", type=int, help="images of one call")
     bench.set_defaults(run=_bench)
+    build = commands.add_parser("build", help="build a TensorRT engine for the GPU that is here")
+    build.add_argument("images", nargs="+", type=Path, help="on which it is checked")
+    build.add_argument("--engine", type=Path, default=_beside(), help="default %(default)s")
+    build.add_argument("--batches", default="1,1,8", help="least, tuned, most; default %(default)s")
+    build.add_argument("--builds", type=int, default=3, help="the fastest is kept; default 3")
+    build.add_argument("--via", choices=("python", "trtexec"), default="python")
+    build.set_defaults(run=_build)
     commands.add_parser("info", help="say what this detector is").set_defaults(run=_info)
     return parser
 
 
-def _packed() -> tuple[bytes, dict[str, Any]]:
-    """Return the model, checked, and its record."""
+def _beside() -> Path:
+    """Return where the engine of this zip lies, if nothing else is said."""
+    return Path(sys.argv[0]).with_suffix(".engine")
+
+
+def _packed() -> tuple[bytes, Manifest]:
+    """Return the model, checked, and its manifest."""
     folder = importlib.resources.files(DATA)
     try:
-        record: dict[str, Any] = json.loads(folder.joinpath(RECORD).read_text(encoding="utf-8"))
+        record = json.loads(folder.joinpath(RECORD).read_text(encoding="utf-8"))
+        manifest = Manifest.from_json(record)
         model = folder.joinpath(MODEL).read_bytes()
-        intact = hashlib.sha256(model).hexdigest() == record["model_sha256"]
     except (
         EOFError,
-        KeyError,
         OSError,
         TypeError,
+        UserError,
         ValueError,
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
         raise UserError(f"this zip is damaged ({error}); copy it to this device again") from error
-    if not intact:
+    if hashlib.sha256(model).hexdigest() != manifest.model_sha256:
         raise UserError("the model in this zip is damaged; copy it to this device again")
-    return model, record
+    return model, manifest
 
 
-def _opened(model: bytes, options: argparse.Namespace) -> Detector:
-    runtime = cast(RuntimeName, options.runtime)
-    return detector_of(model, threads=options.threads, runtime=runtime)
+def _opened(model: bytes, manifest: Manifest, options: argparse.Namespace) -> Detector:
+    if options.runtime != _ENGINE:
+        runtime = cast(RuntimeName, options.runtime)
+        return detector_of(model, manifest.subnet, threads=options.threads, runtime=runtime)
+    if not options.engine.is_file():
+        raise UserError(f"{options.engine} does not exist; make it here with `build IMAGES`")
+    session, record = open_engine(options.engine)
+    if record.onnx_sha256 != manifest.model_sha256:
+        session.close()
+        raise UserError(f"{options.engine} was built from another model; `build IMAGES` again")
+    return Detector.of_subnet(session, record.subnet)
 
 
-def _predict(model: bytes, record: Mapping[str, Any], options: argparse.Namespace) -> None:
+def _build(model: bytes, manifest: Manifest, options: argparse.Namespace) -> None:
+    images = {str(path): read_image(path) for path in image_files(options.images)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL
+        path.write_bytes(model)
+        plan = EnginePlan(
+            onnx_path=path,
+            manifest=manifest,
+            batch_sizes=BatchSizes.parse(options.batches),
+            builds=options.builds,
+            via=options.via,
+        )
+        made = make_engine(plan, options.engine, images=images)
+    print(f"wrote {options.engine}: {made.summary}")
+
+
+def _predict(model: bytes, manifest: Manifest, options: argparse.Namespace) -> None:
     paths = image_files(options.images)
-    with _opened(model, options) as detector:
+    with _opened(model, manifest, options) as detector:
         found = [
             detector.detect([read_image(path)], score_threshold=options.score)[0] for path in paths
         ]
@@ -143,13 +201,13 @@ def _predict(model: bytes, record: Mapping[str, Any], options: argparse.Namespac
     print(f"{sum(map(len, found))} boxes in {len(paths)} images; see {options.output}")
 
 
-def _video(model: bytes, record: Mapping[str, Any], options: argparse.Namespace) -> None:
+def _video(model: bytes, manifest: Manifest, options: argparse.Namespace) -> None:
     """Print a line of JSON for each picture; write or show them with boxes."""
     cv2 = _opencv()
     source = int(options.source) if options.source.isdigit() else options.source
     writer = None
     with contextlib.ExitStack() as stack:
-        detector = stack.enter_context(_opened(model, options))
+        detector = stack.enter_context(_opened(model, manifest, options))
         for number, (image, rate) in enumerate(_pictures(cv2, source)):
             begin = time.perf_counter()
             found = detector.detect([image], score_threshold=options.score)[0]
@@ -198,18 +256,19 @@ def _writer(cv2: Any, path: Path, rate: float, size: tuple[int, int]) -> Any:
     return writer
 
 
-def _bench(model: bytes, record: Mapping[str, Any], options: argparse.Namespace) -> None:
-    runtime = cast(RuntimeName, options.runtime)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / MODEL
-        path.write_bytes(model)
-        latency = measure_file(
-            path, runs=options.runs, batch=options.batch, threads=options.threads, runtime=runtime
-        )
-    print(
-        f"{latency.wall.count} calls, batch {latency.batch}, threads {options.threads}, {runtime}"
-    )
-    clocks: dict[str, Timing | None] = {"processor": latency.thread, "wall": latency.wall}
+def _bench(model: bytes, manifest: Manifest, options: argparse.Namespace) -> None:
+    if options.runtime == _ENGINE:
+        _opened(model, manifest, options).close()  # tells what is wrong with it
+        latency = measure_engine(options.engine, runs=options.runs, batch=options.batch)
+    else:
+        latency = _measure(model, options)
+    threads = "" if options.runtime == _ENGINE else f"threads {options.threads}, "
+    print(f"{latency.wall.count} calls, batch {latency.batch}, {threads}{options.runtime}")
+    clocks: dict[str, Timing | None] = {
+        "GPU": latency.gpu,
+        "processor": latency.thread,
+        "wall": latency.wall,
+    }
     for name, timing in clocks.items():
         if timing is not None:
             print(
@@ -218,8 +277,31 @@ def _bench(model: bytes, record: Mapping[str, Any], options: argparse.Namespace)
             )
 
 
-def _info(model: bytes, record: Mapping[str, Any], options: argparse.Namespace) -> None:
-    print(json.dumps(record, indent=1))
+def _measure(model: bytes, options: argparse.Namespace) -> Latency:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL
+        path.write_bytes(model)
+        return measure_file(
+            path,
+            runs=options.runs,
+            batch=options.batch,
+            threads=options.threads,
+            runtime=cast(RuntimeName, options.runtime),
+        )
+
+
+def _info(model: bytes, manifest: Manifest, options: argparse.Namespace) -> None:
+    subnet = manifest.subnet
+    about = {
+        "classes": [name for _, name in subnet.categories],
+        "image_size": list(subnet.arch.image_size),
+        "precision": manifest.precision,
+        "model_sha256": manifest.model_sha256,
+        "figures": {name: figure.value for name, figure in subnet.figures.items()},
+        "verified": manifest.parity,
+        "versions": manifest.versions,
+    }
+    print(json.dumps(about, indent=1, default=list))
 
 
 def _opencv() -> Any:

@@ -10,10 +10,12 @@ from detofa.errors import UserError
 from detofa.runtime.detector import open_session
 from detofa.runtime.measuring import Schedule, measure_models, median_error
 from detofa.runtime.openvino_cpu import OpenVinoCpu
-from detofa.runtime.runtimes import OnnxRuntimeCpu
+from detofa.runtime.runtimes import OnnxRuntimeCpu, noise
 from detofa.runtime.session import RuntimeName, Session
+from detofa.runtime.tensorrt.session import open_engine
 
 _WALL: timer.Clock = "wall"
+_WARM_RUNS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +29,14 @@ class Latency:
             where more than one thread works, since it would count only one of them.
         p50_error: Relative standard error of the median that a table would go by; None where it
             is not known.
+        gpu: By the GPU's own events, without copies to it and back; None on a processor.
     """
 
     batch: int
     wall: timer.Timing
     thread: timer.Timing | None
     p50_error: float | None = None
+    gpu: timer.Timing | None = None
 
 
 def measure_file(
@@ -77,6 +81,30 @@ def measure_file(
         thread=timings.get("thread"),
         p50_error=errors[0] if passes > 1 else None,
     )
+
+
+def measure_engine(path: Path, *, runs: int = 100, batch: int | None = None) -> Latency:
+    """Measure a TensorRT engine: on the GPU alone, and with copies by the clock on the wall.
+
+    Args:
+        path: The engine.
+        runs: Calls timed, on each clock.
+        batch: Images of one call; if not given, the fewest that it takes.
+
+    Raises:
+        UserError: it cannot be opened here, or takes no such batch.
+    """
+    session, _ = open_engine(path)
+    with session:
+        smallest, largest = session.batch_sizes
+        batch = smallest if batch is None else batch
+        if not smallest <= batch <= largest:
+            raise UserError(f"{path} takes batches of {smallest} to {largest}, not of {batch}")
+        images = noise(session.input, batch)
+        run = session.run_suppressed if session.suppresses else session.run
+        gpu = session.milliseconds(images, runs + _WARM_RUNS)[_WARM_RUNS:]
+        wall = timer.measure(lambda: run(images), runs=runs, warm_up=_WARM_RUNS, clock=_WALL)
+    return Latency(batch=batch, wall=wall, thread=None, gpu=timer.Timing.of(gpu, "events"))
 
 
 def measure_latency(

@@ -5,7 +5,10 @@ A device that has TensorRT may have no PyTorch, but it has this library.
 
 import ctypes
 import ctypes.util
+from dataclasses import dataclass
 from typing import Any
+
+from numpy.typing import NDArray
 
 from detofa.errors import UserError
 
@@ -16,8 +19,27 @@ _NAMES = (
     "cudart64_13.dll",
     "cudart64_12.dll",
 )
-_HOST_TO_DEVICE = 1
+_HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
 _NON_BLOCKING = 1
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # cudaDeviceAttr
+_NAME_BYTES, _PROPERTIES_BYTES = 256, 1 << 14  # its record begins with the name; far more than all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """Which GPU this is, and what drives it.
+
+    Attributes:
+        name: The full name that its maker gives it.
+        compute_capability: Such as `9.0`.
+        driver_cuda: The newest CUDA version that the driver knows, such as `13.0`.
+        runtime_cuda: The version of the CUDA runtime in use.
+    """
+
+    name: str
+    compute_capability: str
+    driver_cuda: str
+    runtime_cuda: str
 
 
 class Cuda:
@@ -33,7 +55,33 @@ class Cuda:
 
     def __init__(self, index: int = 0, library: Any = None) -> None:
         self._library = _load() if library is None else library
+        self._index = index
         self._call("cudaSetDevice", ctypes.c_int(index))
+
+    def gpu(self) -> Gpu:
+        """Return which GPU this is."""
+        properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
+        index = ctypes.c_int(self._index)
+        # CUDA 12 kept the old name for programs built with CUDA 11, whose record is another one;
+        # the name comes first in all of them.
+        self._call("cudaGetDeviceProperties", properties, index)
+        capability = [
+            self._number("cudaDeviceGetAttribute", ctypes.c_int(which), index)
+            for which in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR)
+        ]
+        name = properties.raw[:_NAME_BYTES].split(b"\0")[0]
+        return Gpu(
+            name=name.decode(errors="replace"),
+            compute_capability=".".join(map(str, capability)),
+            driver_cuda=_version(self._number("cudaDriverGetVersion")),
+            runtime_cuda=_version(self._number("cudaRuntimeGetVersion")),
+        )
+
+    def _number(self, name: str, *arguments: Any) -> int:
+        """Return the number that a call writes to its first argument."""
+        value = ctypes.c_int()
+        self._call(name, ctypes.byref(value), *arguments)
+        return value.value
 
     def allocate(self, count: int) -> int:
         """Return the address of so many bytes on the GPU, of any content."""
@@ -50,6 +98,17 @@ class Cuda:
         count = ctypes.c_size_t(len(data))
         kind = ctypes.c_int(_HOST_TO_DEVICE)
         self._call("cudaMemcpy", ctypes.c_void_p(pointer), ctypes.c_char_p(data), count, kind)
+
+    def download(self, pointer: int, array: NDArray[Any]) -> None:
+        """Copy what lies at an address on the GPU into an array."""
+        assert array.flags.c_contiguous, "the array's bytes must lie in one piece"
+        place, count = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+        kind = ctypes.c_int(_DEVICE_TO_HOST)
+        self._call("cudaMemcpy", place, ctypes.c_void_p(pointer), count, kind)
+
+    def finish(self, stream: int) -> None:
+        """Wait until a stream has done all that was queued."""
+        self._call("cudaStreamSynchronize", ctypes.c_void_p(stream))
 
     def stream(self) -> int:
         """Return a new stream that waits for no other."""
@@ -93,6 +152,11 @@ class Cuda:
                 f"{name} of the CUDA runtime failed with {code} ({said.decode()}); check the GPU "
                 "with `nvidia-smi`"
             )
+
+
+def _version(number: int) -> str:
+    """Return CUDA's number of a version as it is written: 12080 is 12.8."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def _load() -> Any:

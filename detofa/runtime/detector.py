@@ -149,19 +149,25 @@ def open_detector(
 ) -> Detector:
     """Open an exported detector.
 
-    What the file says of itself counts; if a manifest lies beside it, it must be that of this file.
+    What an ONNX file says of itself counts; if a manifest lies beside it, it must be that of this
+    file. An engine is opened only if the record beside it fits it and this machine.
 
     Args:
-        path: An .onnx file that `detofa export` wrote.
-        threads: Threads used inside an operator.
-        runtime: What runs it, on the processor.
+        path: An .onnx file or a TensorRT engine that `detofa export` wrote.
+        threads: Threads used inside an operator; an engine takes no notice.
+        runtime: What runs an .onnx file, on the processor.
 
     Raises:
-        UserError: not an .onnx file, missing, damaged, not made by `detofa export`, or not the
-            file that its manifest describes.
+        UserError: neither an .onnx nor an .engine file, missing, damaged, not made by `detofa
+            export`, not the file that its manifest describes, or an engine for another machine.
     """
+    if path.suffix == ".engine":
+        from detofa.runtime.tensorrt.session import open_engine
+
+        session, record = open_engine(path)
+        return Detector.of_subnet(session, record.subnet)
     if path.suffix != ".onnx":
-        raise UserError(f"{path} should be an .onnx file; make one with `detofa export`")
+        raise UserError(f"{path} should be an .onnx or .engine file; make one with `detofa export`")
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with `detofa export`")
     manifest = Manifest.of(path) if manifest_path(path).is_file() else None

@@ -23,6 +23,7 @@ class Manifest:
         runtime: What runs it, e.g. `onnxruntime` or `tensorrt`.
         precision: Number format of the weights, e.g. `fp32`.
         opset: The ONNX opset that was read back from the graph.
+        convolutions: Multiply-accumulates of each convolution on one image, by its node's name.
         inputs: Shape of each input; a text stands for a size that is free.
         outputs: Shape of each output.
         subnet: The content of subnet.json.
@@ -35,6 +36,7 @@ class Manifest:
     runtime: str
     precision: str
     opset: int
+    convolutions: Mapping[str, int]
     inputs: Mapping[str, tuple[int | str, ...]]
     outputs: Mapping[str, tuple[int | str, ...]]
     subnet: Subnet
@@ -45,6 +47,7 @@ class Manifest:
         """Return a JSON object that `from_json` reads back."""
         record = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return record | {
+            "convolutions": dict(self.convolutions),
             "inputs": {name: list(shape) for name, shape in self.inputs.items()},
             "outputs": {name: list(shape) for name, shape in self.outputs.items()},
             "subnet": self.subnet.to_json(),
@@ -73,6 +76,7 @@ class Manifest:
             fields["subnet"] = Subnet.from_json(record["subnet"])
             fields["parity"] = dict(record["parity"])
             fields["versions"] = dict(record["versions"])
+            fields["convolutions"] = dict(record["convolutions"])
         except (TypeError, AttributeError) as error:
             raise UserError(f"a field is of the wrong kind: {error}") from error
         for name in ("model_file", "model_sha256", "runtime", "precision"):
@@ -80,6 +84,8 @@ class Manifest:
                 raise UserError(f"{name} should be a text, got {fields[name]!r}")
         if type(fields["opset"]) is not int:
             raise UserError(f"opset should be a whole number, got {fields['opset']!r}")
+        if not all(type(count) is int for count in fields["convolutions"].values()):
+            raise UserError("convolutions should be whole numbers by name")
         if Path(fields["model_file"]).name != fields["model_file"]:
             raise UserError(
                 f"model_file should be a name in the same folder, got {fields['model_file']!r}"

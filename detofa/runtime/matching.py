@@ -1,6 +1,8 @@
 """Whether two runs of a detector gave the same boxes, in whatever order."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,33 +11,12 @@ from scipy.optimize import linear_sum_assignment
 from detofa.errors import UserError
 from detofa.runtime.detections import Detections
 from detofa.runtime.detector import Detector
+from detofa.runtime.gates import EXACT, Tolerance
 from detofa.runtime.postprocess import pairwise_iou
+from detofa.runtime.session import Session
 
-
-@dataclass(frozen=True, kw_only=True)
-class Tolerance:
-    """How far an exported file may be from PyTorch.
-
-    Attributes:
-        head_relative_error: Largest difference of a raw head over its largest value.
-        box_iou: Least intersection over union of two boxes that count as the same.
-        corner_pixels: Boxes whose corners are no further apart are the same even without area.
-        score: Largest difference of their scores.
-        found: Part of the boxes that must be found again.
-        tie: Boxes whose best score is no more than this above the last candidate's need not be
-            found: the cut to the top candidates may have taken others.
-    """
-
-    head_relative_error: float = 1e-4
-    box_iou: float = 0.99
-    corner_pixels: float = 0.01
-    score: float = 1e-3
-    found: float = 1.0
-    tie: float = 1e-3
-
-
-EXACT = Tolerance()
-"""What fp32 in another runtime must keep to."""
+BATCH_SIZES = (1, 2, 5)
+"""Images that go through a model together when it is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,17 +69,104 @@ def match_boxes(
 
 def same_detections(expected: Detections, found: Detections, tolerance: Tolerance = EXACT) -> bool:
     """Return whether two runs found the same boxes under the same labels, in whatever order."""
-    if len(expected) != len(found):
-        return False
-    if not len(expected):
-        return True
+    match = match_detections(expected, found, tolerance)
+    return len(found) == match.num_compared == match.num_matched
+
+
+def match_detections(expected: Detections, found: Detections, tolerance: Tolerance) -> BoxMatch:
+    """Find the detections of one image again in another run's, under the same labels."""
+    if not len(expected) or not len(found):
+        compared = len(expected)
+        return BoxMatch(
+            num_compared=compared, num_matched=0, worst_iou=1.0, worst_score_difference=0.0
+        )
     distances = np.abs(expected.boxes_xyxy[:, None] - found.boxes_xyxy[None]).max(axis=2)
     differences = np.abs(expected.scores[:, None] - found.scores[None])
     differences[expected.labels[:, None] != found.labels[None]] = 10
     rows, columns = linear_sum_assignment(np.minimum(distances, 10) + differences)
     overlap = pairwise_iou(expected.boxes_xyxy, found.boxes_xyxy)[rows, columns]
-    near = (overlap >= tolerance.box_iou) | (distances[rows, columns] <= tolerance.corner_pixels)
-    return bool((near & (differences[rows, columns] <= tolerance.score)).all())
+    overlap[distances[rows, columns] <= tolerance.corner_pixels] = 1
+    difference = differences[rows, columns]
+    same = (overlap >= tolerance.box_iou) & (difference <= tolerance.score)
+    return BoxMatch(
+        num_compared=len(expected),
+        num_matched=int(same.sum()),
+        worst_iou=float(overlap[same].min(initial=1)),
+        worst_score_difference=float(difference[same].max(initial=0)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How a detector found the boxes of another one again.
+
+    Attributes:
+        num_compared: Boxes that had to be found.
+        num_matched: Those that were.
+        worst_iou: Least intersection over union of the matched boxes.
+        worst_score_difference: Largest difference of their scores.
+        faults: What is wrong, each with the names of the images; nothing if they are the same.
+    """
+
+    num_compared: int
+    num_matched: int
+    worst_iou: float
+    worst_score_difference: float
+    faults: tuple[str, ...]
+
+
+def compare_detectors(
+    detector: Detector,
+    reference: Detector,
+    images: Mapping[str, NDArray[np.uint8]],
+    tolerance: Tolerance,
+) -> Comparison:
+    """Compare two runtimes of one model, on every image alone and on batches of several.
+
+    Args:
+        detector: What is in question.
+        reference: What finds the boxes that count.
+        images: Each (H, W, 3) uint8, by name.
+        tolerance: How far the two may be apart.
+    """
+    faults, matches = [], []
+    for batch in batches_of(list(images), None):
+        inputs, _ = reference.prepare([images[name] for name in batch])
+        found = _matched(detector.session, reference.session, inputs, tolerance)
+        where = f"batch of {len(batch)} ({', '.join(batch)})"
+        if found is None:
+            faults.append(f"{where}: an output is not finite")
+            continue
+        compared = sum(match.num_compared for match in found)
+        matched = sum(match.num_matched for match in found)
+        if matched < tolerance.found * compared:
+            faults.append(f"{where}: {compared - matched} of {compared} boxes are not found again")
+        matches += found
+    return Comparison(
+        num_compared=sum(match.num_compared for match in matches),
+        num_matched=sum(match.num_matched for match in matches),
+        worst_iou=min((match.worst_iou for match in matches), default=1.0),
+        worst_score_difference=max((one.worst_score_difference for one in matches), default=0.0),
+        faults=tuple(faults),
+    )
+
+
+def _matched(
+    session: Session, reference: Session, inputs: NDArray[Any], tolerance: Tolerance
+) -> list[BoxMatch] | None:
+    """Return how the boxes of each image were found again; None if an output is not finite."""
+    if reference.suppresses:
+        expected, found = reference.run_suppressed(inputs), session.run_suppressed(inputs)
+        if not all(np.isfinite(one.boxes_xyxy).all() for one in found):
+            return None
+        return [match_detections(*pair, tolerance) for pair in zip(expected, found, strict=True)]
+    wanted, got = reference.run(inputs), session.run(inputs)
+    if not all(np.isfinite(values).all() for values in got):
+        return None
+    return [
+        match_boxes((wanted[0][row], wanted[1][row]), (got[0][row], got[1][row]), tolerance)
+        for row in range(len(inputs))
+    ]
 
 
 def check_same(detector: Detector, reference: Detector, rng: np.random.Generator) -> int:
@@ -111,24 +179,37 @@ def check_same(detector: Detector, reference: Detector, rng: np.random.Generator
         UserError: they do not find the same boxes.
     """
     height, width = reference.session.image_size
-    images = list(rng.integers(0, 256, (3, height, width, 3), np.uint8))
-    compared = 0
-    for some in (images[:1], images):
-        inputs, _ = reference.prepare(some)
-        if reference.session.suppresses:
-            pairs = [one.session.run_suppressed(inputs) for one in (reference, detector)]
-            same = all(same_detections(*pair) for pair in zip(*pairs, strict=True))
-            compared += sum(map(len, pairs[0]))
-        else:
-            wanted, found = (
-                zip(*one.session.run(inputs), strict=True) for one in (reference, detector)
-            )
-            matches = [match_boxes(*pair, EXACT) for pair in zip(wanted, found, strict=True)]
-            same = all(match.num_matched == match.num_compared for match in matches)
-            compared += sum(match.num_compared for match in matches)
-        if not same:
-            raise UserError(
-                "this runtime does not find the boxes that ONNX Runtime finds in the same file; "
-                "do not use it for this file, and report this with the versions of both"
-            )
-    return compared
+    noise = rng.integers(0, 256, (5, height, width, 3), np.uint8)
+    images = {f"noise {number}": image for number, image in enumerate(noise)}
+    found = compare_detectors(detector, reference, images, EXACT)
+    if found.faults:
+        raise UserError(
+            "this runtime does not find the boxes that ONNX Runtime finds in the same file "
+            f"({found.faults[0]}); do not use it for this file, and report this with the versions "
+            "of both"
+        )
+    return found.num_compared
+
+
+def made_images(
+    image: NDArray[np.uint8], size: tuple[int, int], rng: np.random.Generator
+) -> dict[str, NDArray[np.uint8]]:
+    """Return a blank image and noise, and a wide and a tall cut of a real one, by name."""
+    height, width = image.shape[:2]
+    return {
+        "(blank)": np.zeros((*size, 3), np.uint8),
+        "(noise)": rng.integers(0, 256, (*size, 3), dtype=np.uint8),
+        "(wide cut)": image[: max(1, height // 3)],
+        "(tall cut)": image[:, : max(1, width // 3)],
+    }
+
+
+def batches_of(names: list[str], fixed: int | None) -> list[tuple[str, ...]]:
+    """Return every image alone, then batches of different images; or all in batches of one size."""
+    if fixed is not None:
+        cycle = [*names, *(names * fixed)[:fixed]]
+        return [tuple(cycle[start : start + fixed]) for start in range(0, len(names), fixed)]
+    batches: list[tuple[str, ...]] = [(name,) for name in names]
+    for size in BATCH_SIZES[1:]:
+        batches += [tuple(names[:size]), tuple(names[-size:])]
+    return batches

@@ -179,7 +179,7 @@ class FileSession(Closing, ABC):
         if self.batch is None:
             return self._run_batch(names, images)
         parts = [
-            self._run_batch(names, _filled(images[start : start + self.batch], self.batch))
+            self._run_batch(names, filled(images[start : start + self.batch], self.batch))
             for start in range(0, len(images), self.batch)
         ]
         return [np.concatenate(arrays)[: len(images)] for arrays in zip(*parts, strict=True)]
@@ -358,7 +358,7 @@ def _onnxruntime() -> ModuleType:
     return onnxruntime  # type: ignore[no-any-return]
 
 
-def _filled(images: NDArray[Any], count: int) -> NDArray[Any]:
+def filled(images: NDArray[Any], count: int) -> NDArray[Any]:
     """Return so many images, the last one again where there are too few."""
     missing = count - len(images)
     return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images

@@ -14,9 +14,8 @@ from detofa.export.export import export_subnet
 from detofa.runtime.detector import open_detector
 from detofa.runtime.predictions import write_predictions
 from tests.bare import newer_than_python_3_10, only_packages, run_bare
+from tests.detectors import make_detector
 from tests.samples import make_subnet
-
-from .conftest import make_detector
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ from detofa.runtime.matching import check_same, same_detections
 from detofa.runtime.postprocess import detections_from_outputs
 from detofa.runtime.session import BOXES_NAME, SCORES_NAME, OnnxSession, open_onnx
 from detofa.subnet import PostProcessing
+from tests.detectors import SmallDetector
 from tests.samples import make_subnet
-
-from .conftest import SmallDetector
 
 SIZE = (64, 96)
 WHOLE = Letterbox(scale=1.0, pad_top=0, pad_left=0, original_size=SIZE, image_size=SIZE)

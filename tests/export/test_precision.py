@@ -6,18 +6,18 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from detofa.errors import UserError
-from detofa.export.export import Judge, export_subnet
-from detofa.export.precision import BARS, most_harmed_first
+from detofa.export.export import export_subnet
+from detofa.export.precision import most_harmed_first
 from detofa.export.quantize import to_int8
 from detofa.export.rewrite import conv_macs, fold_batch_norms, share_of_format, to_fp16
 from detofa.export.to_onnx import OUTPUT_NAMES, RAW_OUTPUTS, onnx_model
 from detofa.imaging import letterbox
 from detofa.profiling.cost import arch_macs
 from detofa.runtime.detector import open_detector
+from detofa.runtime.gates import BARS, Judge
 from detofa.runtime.session import open_onnx
+from tests.detectors import make_detector
 from tests.samples import make_subnet
-
-from .conftest import make_detector
 
 SUBNET = make_subnet((96, 160))
 

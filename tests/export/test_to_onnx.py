@@ -7,9 +7,8 @@ from torch import nn
 from detofa.errors import UserError
 from detofa.export.to_onnx import export_onnx, onnx_model
 from detofa.runtime.session import OnnxSession, open_onnx
+from tests.detectors import make_detector
 from tests.samples import make_subnet
-
-from .conftest import make_detector
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,20 @@
 """Repositories for Triton, read with the schema that its client ships."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from detofa.errors import UserError
 from detofa.export.export import export_subnet
 from detofa.export.triton import LABELS, text_format, write_triton
-from detofa.files import sha256_file, write_json
+from detofa.files import sha256_file
+from detofa.runtime.cuda import Gpu
+from detofa.runtime.manifest import Manifest
 from detofa.runtime.session import OnnxSession
+from detofa.runtime.tensorrt.record import EngineRecord
+from tests.detectors import SmallDetector
 from tests.samples import make_subnet
-
-from .conftest import SmallDetector
 
 model_config = pytest.importorskip("tritonclient.grpc.model_config_pb2")
 text = pytest.importorskip("google.protobuf.text_format")
@@ -94,12 +98,30 @@ def test_an_engine_beside_its_file_is_served_by_tensorrt(exported, tmp_path):
     engine.write_bytes(b"engine")
     with pytest.raises(UserError, match=r"cells\.engine\.json does not exist"):
         write_triton(engine, tmp_path / "models")
-    record = {"engine_sha256": sha256_file(engine), "onnx_sha256": "0" * 64}
-    write_json(tmp_path / "cells.engine.json", "tensorrt_engine", record)
+    record = EngineRecord(
+        engine_file=engine.name,
+        engine_sha256=sha256_file(engine),
+        onnx_file=path.name,
+        onnx_sha256="0" * 64,
+        precision="fp32",
+        tensorrt="11.4.0.106",
+        built_by="tensorrt",
+        gpu=Gpu(name="L4", compute_capability="8.9", driver_cuda="13.0", runtime_cuda="13.0"),
+        system="Linux x86_64",
+        input_shapes={},
+        workspace_bytes=0,
+        builds=[],
+        spread=0.0,
+        convolutions={},
+        share_of_macs=1.0,
+        verified={},
+        timing_cache={},
+        subnet=Manifest.of(path).subnet,
+    )
+    record.save(engine)
     with pytest.raises(UserError, match="built from another ONNX file"):
         write_triton(engine, tmp_path / "models")
-    record["onnx_sha256"] = sha256_file(path)
-    write_json(tmp_path / "cells.engine.json", "tensorrt_engine", record)
+    dataclasses.replace(record, onnx_sha256=sha256_file(path)).save(engine)
     place = write_triton(engine, tmp_path / "models", name="fast", max_batch=1)
     config = read(place)
     assert (config.name, config.backend, config.max_batch_size) == ("fast", "tensorrt", 1)

@@ -14,11 +14,11 @@ from detofa.export.verify import verify_onnx
 from detofa.files import sha256_file
 from detofa.imaging import read_image
 from detofa.runtime.detector import open_detector
+from detofa.runtime.gates import Tolerance
 from detofa.runtime.manifest import Manifest
-from detofa.runtime.matching import Tolerance, match_boxes
+from detofa.runtime.matching import match_boxes
+from tests.detectors import SmallDetector, make_detector
 from tests.samples import make_subnet
-
-from .conftest import SmallDetector, make_detector
 
 
 def scored(rng, count=20):

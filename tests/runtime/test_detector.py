@@ -24,6 +24,7 @@ def make_manifest(model, subnet, **changes):
         "runtime": "onnxruntime",
         "precision": "fp32",
         "opset": 18,
+        "convolutions": {"node_conv": 1000},
         "inputs": {"images": ("batch", 3, 96, 128)},
         "outputs": {"boxes_xyxy": ("batch", 1, 4), "scores": ("batch", 1, 2)},
         "subnet": subnet,
@@ -135,7 +136,7 @@ def test_a_record_for_another_input_size_is_refused(tmp_path):
 
 
 def test_what_is_no_onnx_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"should be an \.onnx file"):
+    with pytest.raises(UserError, match=r"should be an \.onnx or \.engine file"):
         open_detector(tmp_path / "subnet.json")
     with pytest.raises(UserError, match="does not exist"):
         open_detector(tmp_path / "a.onnx")

@@ -5,18 +5,8 @@ import sys
 import pytest
 
 from detofa.errors import UserError
-from detofa.export.to_tensorrt import build_engine
-from detofa.files import read_json, sha256_file
-from detofa.runtime.tensorrt_engine import BatchSizes
-from tests.fake_tensorrt import VERSIONS, Fake, fake_tensorrt
-
-
-@pytest.fixture(params=VERSIONS)
-def listing(request, data_dir):
-    path = data_dir.parent / "tensorrt" / f"api_{request.param}.txt"
-    if not path.is_file():
-        pytest.skip(f"the listing {path} of TensorRT's bindings is not there")
-    return path
+from detofa.runtime.tensorrt.build import BatchSizes, serialized_engine
+from tests.fake_tensorrt import Fake, fake_tensorrt
 
 
 @pytest.fixture
@@ -26,34 +16,35 @@ def model(tmp_path):
     return path
 
 
-def test_an_engine_is_built_strongly_typed_with_its_record_beside(
-    listing, model, tmp_path, monkeypatch
-):
+def build(model, **options):
+    options = {"batch_sizes": BatchSizes(smallest=1, tuned=2, largest=4)} | options
+    return serialized_engine(model, **options)
+
+
+def test_an_engine_is_built_strongly_typed(listing, model, monkeypatch):
     module = fake_tensorrt(listing)
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    engine, cache = tmp_path / "a.engine", tmp_path / "timings.bin"
-    beside = build_engine(
-        model,
-        engine,
-        batch_sizes=BatchSizes(smallest=1, tuned=2, largest=4),
-        timing_cache_path=cache,
-    )
-    assert engine.read_bytes() == b"engine"
-    assert cache.read_bytes() == b"timings"
-    record = read_json(beside, "tensorrt_engine", remake="`detofa export`")
-    assert record["engine_sha256"] == sha256_file(engine)
-    assert record["onnx_sha256"] == sha256_file(model)
-    assert record["tensorrt"] == module.__version__
-    shapes = [[1, 3, 96, 160], [2, 3, 96, 160], [4, 3, 96, 160]]
-    assert record["input_shapes"] == {"images": shapes}
+    engine = build(model)
+    assert (engine.data, engine.timings) == (b"engine", b"timings")
+    assert engine.tensorrt == module.__version__
+    shapes = ((1, 3, 96, 160), (2, 3, 96, 160), (4, 3, 96, 160))
+    assert engine.input_shapes == {"images": shapes}
     calls = dict(module.calls)
     strongly_typed = module.listing["NetworkDefinitionCreationFlag"]["enum"]["STRONGLY_TYPED"]
     assert calls["Builder.create_network"] == (1 << strongly_typed,)
-    assert calls["IOptimizationProfile.set_shape"] == ("images", *map(tuple, shapes))
+    assert calls["IOptimizationProfile.set_shape"] == ("images", *shapes)
     assert calls["IBuilderConfig.create_timing_cache"] == (b"",)
     assert calls["IBuilderConfig.clear_flag"] == (module.BuilderFlag.TF32,)
-    build_engine(model, engine, timing_cache_path=cache)
+    detailed = module.ProfilingVerbosity.DETAILED
+    assert module.answers["IBuilderConfig.profiling_verbosity"] == detailed
+    build(model, timings=b"timings")
     assert dict(module.calls)["IBuilderConfig.create_timing_cache"] == (b"timings",)
+
+
+def test_a_fixed_batch_stays_as_it_is(listing, model, monkeypatch):
+    module = fake_tensorrt(listing, ITensor__shape=(3, 3, 96, 160))
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    assert build(model).input_shapes == {"images": ((3, 3, 96, 160),) * 3}
 
 
 @pytest.mark.parametrize(
@@ -71,14 +62,13 @@ def test_an_engine_is_built_strongly_typed_with_its_record_beside(
         ({"OnnxParser__parse_from_file": False}, "it does not say why"),
     ],
 )
-def test_every_way_of_saying_no_is_heard(listing, model, tmp_path, monkeypatch, changes, message):
+def test_every_way_of_saying_no_is_heard(listing, model, monkeypatch, changes, message):
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(listing, **changes))
     with pytest.raises(UserError, match=message):
-        build_engine(model, tmp_path / "a.engine", timing_cache_path=tmp_path / "timings.bin")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.onnx"]
+        build(model)
 
 
-def test_every_message_of_the_parser_is_given(listing, model, tmp_path, monkeypatch):
+def test_every_message_of_the_parser_is_given(listing, model, monkeypatch):
     module = fake_tensorrt(listing)
     errors = iter(["first", "second"])
     module.answers |= {
@@ -91,10 +81,10 @@ def test_every_message_of_the_parser_is_given(listing, model, tmp_path, monkeypa
     }
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     with pytest.raises(UserError, match="TopK node_topk: first; TopK node_topk: second"):
-        build_engine(model, tmp_path / "a.engine")
+        build(model)
 
 
-def test_no_gpu_is_a_plain_message(listing, model, tmp_path, monkeypatch):
+def test_no_gpu_is_a_plain_message(listing, model, monkeypatch):
     module = fake_tensorrt(listing)
 
     def no_gpu(logger):
@@ -103,23 +93,34 @@ def test_no_gpu_is_a_plain_message(listing, model, tmp_path, monkeypatch):
     module.Builder = no_gpu
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     with pytest.raises(UserError, match="finds no GPU"):
-        build_engine(model, tmp_path / "a.engine")
+        build(model)
 
 
 def test_a_missing_onnx_file_is_named(listing, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(listing))
     with pytest.raises(UserError, match=r"no\.onnx does not exist"):
-        build_engine(tmp_path / "no.onnx", tmp_path / "a.engine")
+        build(tmp_path / "no.onnx")
 
 
-def test_without_tensorrt_the_message_says_what_to_install(model, tmp_path, monkeypatch):
+def test_without_tensorrt_the_message_says_what_to_install(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(UserError, match=r"pip install 'detofa\[tensorrt\]'.*NVIDIA's own index"):
-        build_engine(model, tmp_path / "a.engine")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.onnx"]
+        build(model)
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 2), (2, 1, 2), (1, 3, 2)])
 def test_batch_sizes_ascend(sizes):
     with pytest.raises(UserError, match="at least 1 and ascend"):
         BatchSizes(smallest=sizes[0], tuned=sizes[1], largest=sizes[2])
+
+
+@pytest.mark.parametrize(("text", "sizes"), [("1,2,4", (1, 2, 4)), ("3", (3, 3, 3))])
+def test_batch_sizes_are_read(text, sizes):
+    read = BatchSizes.parse(text)
+    assert (read.smallest, read.tuned, read.largest) == sizes
+
+
+@pytest.mark.parametrize("text", ["", "1,2", "1,x,3", "1,-1,2", "1,2,3,4"])
+def test_what_is_no_batch_sizes_is_refused(text):
+    with pytest.raises(UserError, match="written as 1,1,8"):
+        BatchSizes.parse(text)

@@ -12,8 +12,8 @@ import pytest
 from detofa.errors import UserError
 from detofa.profiling.parts import time_of_places
 from detofa.runtime.cuda import Cuda
-from detofa.runtime.tensorrt_engine import TensorRt
-from tests.fake_tensorrt import VERSIONS, fake_tensorrt
+from detofa.runtime.tensorrt.timing import TensorRt
+from tests.fake_tensorrt import fake_tensorrt
 
 
 class Library:
@@ -44,14 +44,6 @@ class Library:
         return [name for name, _ in self.calls]
 
 
-@pytest.fixture(params=VERSIONS)
-def listing(request: pytest.FixtureRequest, data_dir: Path) -> Path:
-    path = data_dir.parent / "tensorrt" / f"api_{request.param}.txt"
-    if not path.is_file():
-        pytest.skip(f"the listing {path} of TensorRT's bindings is not there")
-    return path
-
-
 def opened(
     listing: Path, monkeypatch: pytest.MonkeyPatch, library: Library, **changes: Any
 ) -> tuple[Any, Any, TensorRt]:
@@ -65,6 +57,8 @@ def opened(
         "ICudaEngine.get_tensor_name": lambda index: list(shapes)[index],
         "ICudaEngine.get_tensor_mode": lambda name: 1 if name == "images" else 2,
         "ICudaEngine.get_tensor_shape": shapes.get,
+        "ICudaEngine.get_tensor_dtype": module.DataType.FLOAT,
+        "ICudaEngine.get_tensor_profile_shape": lambda name, index: [(2, 3, 96, 160)] * 3,
         "ICudaEngine.create_execution_context": make("IExecutionContext"),
         "IExecutionContext.set_input_shape": True,
         "IExecutionContext.infer_shapes": list,

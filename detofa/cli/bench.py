@@ -1,0 +1,118 @@
+"""`detofa bench`: how long a detector takes here."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from detofa.cli.display import show_table
+from detofa.cli.models import Model, open_model
+from detofa.cli.options import ModelRuntime, RuntimeOfModel, Seed, Threads
+
+if TYPE_CHECKING:
+    from detofa.runtime.bench import Latency
+    from detofa.timer import Timing
+
+# What `Latency` holds, as it is shown.
+_CLOCKS = {"gpu": "GPU time", "thread": "thread CPU time", "wall": "wall time"}
+
+
+def bench(
+    model: Model,
+    runs: Annotated[int, typer.Option(min=1, help="Calls that are timed.")] = 100,
+    threads: Threads = 1,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images of one call.  [default: what the file takes]")
+    ] = None,
+    runtime: RuntimeOfModel = ModelRuntime.ONNXRUNTIME,
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a detector's latency here: percentiles of thread CPU time and of wall time.
+
+    An .onnx file is measured as latency tables are: several sessions, visits with warm-up. An
+    engine is timed by the GPU's events, and with copies by the clock on the wall.
+    """
+    with open_model(model, threads, runtime)[0] as detector:
+        height, width = detector.session.image_size
+    latency = _measured(model, runs, threads, batch, runtime, seed)
+    ran = {".onnx": runtime.value, ".engine": "tensorrt"}.get(model.suffix, "torch")
+    device = _device(model)
+    if as_json:
+        times = {
+            _CLOCKS[name].lower().replace(" ", "_"): None
+            if timing is None
+            else _percentiles(timing)
+            for name, timing in _timings(latency).items()
+        }
+        about = {
+            "model": str(model),
+            "device": device,
+            "image_size": [height, width],
+            "runtime": ran,
+            "batch": latency.batch,
+            "threads": threads,
+            "runs": latency.wall.count,
+            "p50_error": latency.p50_error,
+        }
+        print(json.dumps(about | times, indent=1))
+        return
+    how = f"input {height}x{width}, batch {latency.batch}, threads {threads}, {ran}"
+    print(f"{model} on {device}: {how}")
+    rows = [
+        [_CLOCKS[name], *(f"{ms:.2f}" for ms in _percentiles(timing).values())]
+        for name, timing in _timings(latency).items()
+        if timing is not None
+    ]
+    show_table("", [f"of {latency.wall.count} calls", "p50 ms", "p90 ms", "p99 ms"], rows)
+    if latency.p50_error is not None:
+        print(f"standard error of the median: {latency.p50_error:.1%}")
+    if latency.batch > 1:
+        print(f"{1000 * latency.batch / latency.wall.p50_ms:.0f} images/s")
+
+
+def _measured(
+    model: Path, runs: int, threads: int, batch: int | None, runtime: ModelRuntime, seed: int
+) -> "Latency":
+    """Measure a model; one in another runtime than ONNX Runtime must first find its boxes."""
+    import numpy as np
+
+    from detofa.runtime.bench import measure_engine, measure_file, measure_latency
+    from detofa.runtime.matching import check_same
+
+    rng = np.random.default_rng(seed)
+    if model.suffix == ".engine":
+        return measure_engine(model, runs=runs, batch=batch)
+    if model.suffix == ".onnx":
+        if runtime is not ModelRuntime.ONNXRUNTIME:
+            with (
+                open_model(model, threads, runtime)[0] as detector,
+                open_model(model, threads)[0] as reference,
+            ):
+                compared = check_same(detector, reference, rng)
+            print(f"{compared} boxes are those of ONNX Runtime", file=sys.stderr)
+        return measure_file(model, runs=runs, batch=batch, threads=threads, runtime=runtime.value)
+    with open_model(model, threads)[0] as detector:
+        return measure_latency(
+            detector.session, rng=rng, runs=runs, batch=batch or 1, threads=threads
+        )
+
+
+def _device(model: Path) -> str:
+    if model.suffix == ".engine":
+        from detofa.runtime.tensorrt.record import EngineRecord
+
+        return EngineRecord.load(model).gpu.name
+    from detofa.profiling.device import this_cpu
+
+    return this_cpu().name
+
+
+def _timings(latency: "Latency") -> "dict[str, Timing | None]":
+    return {name: getattr(latency, name) for name in _CLOCKS}
+
+
+def _percentiles(timing: "Timing") -> dict[str, float]:
+    return {"p50_ms": timing.p50_ms, "p90_ms": timing.p90_ms, "p99_ms": timing.p99_ms}

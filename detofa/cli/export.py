@@ -1,0 +1,359 @@
+"""`detofa export`: from subnet.json to a verified file, and what goes with it to a device."""
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from detofa.cli.display import shown_progress
+from detofa.cli.models import check_subnet_path
+from detofa.cli.options import Seed, parsed
+from detofa.cli.runs import data_of_subnet
+from detofa.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from detofa.export.export import Exported
+    from detofa.runtime.gates import Judge
+    from detofa.subnet import Subnet
+    from detofa.supernet.detector import StaticDetector
+
+_IMAGES_TO_VERIFY = 8
+_IMAGES_TO_JUDGE = 500
+
+
+class Target(StrEnum):
+    """What to export to."""
+
+    ONNX = "onnx"
+    TENSORRT = "tensorrt"
+
+
+class Via(StrEnum):
+    """What builds an engine."""
+
+    PYTHON = "python"
+    TRTEXEC = "trtexec"
+
+
+class Input(StrEnum):
+    """What a file takes."""
+
+    FLOAT = "float"
+    UINT8 = "uint8"
+
+
+class Nms(StrEnum):
+    """Where boxes that others cover are left out."""
+
+    OUTSIDE = "outside"
+    IN_GRAPH = "in-graph"
+
+
+def export(
+    subnet: Annotated[Path, typer.Argument(help="A subnet.json that `detofa search` wrote.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write.  [default: NAME.onnx beside it]")
+    ] = None,
+    to: Annotated[Target, typer.Option(help="ONNX, or a TensorRT engine beside it.")] = Target.ONNX,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 or int8; boxes are decoded in fp32 in any case.")
+    ] = "fp32",
+    input_kind: Annotated[
+        Input,
+        typer.Option(
+            "--input",
+            help="float: normalised, (batch, 3, H, W); uint8: letterboxed images as they are, "
+            "(batch, H, W, 3).",
+        ),
+    ] = Input.FLOAT,
+    nms: Annotated[
+        Nms,
+        typer.Option(help="in-graph: the file gives detections, padded, and how many they are."),
+    ] = Nms.OUTSIDE,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images of one call.  [default: any number]")
+    ] = None,
+    batches: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEAST,TUNED,MOST",
+            help="Batch sizes of a TensorRT engine.  [default: 1,1,8]",
+        ),
+    ] = None,
+    builds: Annotated[
+        int, typer.Option(min=1, help="Builds of a TensorRT engine; the fastest is kept.")
+    ] = 3,
+    via: Annotated[
+        Via,
+        typer.Option(
+            help="What builds it. trtexec: its command is printed, and run if it is here."
+        ),
+    ] = Via.PYTHON,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Data set, or images, to verify on.  [default: the run's data set]"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split whose average precision is compared.")] = "val",
+    calibrate_on: Annotated[
+        int, typer.Option(min=1, help="Images of the training split that int8 is calibrated on.")
+    ] = 64,
+    app: Annotated[
+        Path | None,
+        typer.Option(metavar="ZIP", help="Also pack it with all code that runs it on a device."),
+    ] = None,
+    triton: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also put it into a repository of Triton's server."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Write a detector as one ONNX file, verified against PyTorch, with a manifest beside it.
+
+    What is not as good as PyTorch is kept as NAME.onnx.rejected only; the exit code is then 1.
+    """
+    if to is Target.TENSORRT:
+        _check_tensorrt(via)
+    elif batches is not None:
+        raise typer.BadParameter("goes with --to tensorrt", param_hint="--batches")
+    import numpy as np
+
+    from detofa.blocks import NeckHead
+    from detofa.export.export import export_subnet
+    from detofa.runtime.gates import check_precision
+    from detofa.supernet.decode import DecodedDetector
+    from detofa.train.checkpoint import load_subnet
+
+    wanted = parsed(check_precision, precision, "--precision")
+    name = ".onnx" if wanted == "fp32" else f".{wanted}.onnx"
+    target = output or subnet.with_suffix(name)
+    if triton is not None:
+        from detofa.export.triton import check_name
+
+        check_name(target.stem)
+    record, detector = load_subnet(check_subnet_path(subnet))
+    neck_head = record.space.blocks(record.arch)[-1]
+    assert isinstance(neck_head, NeckHead)
+    rng = np.random.default_rng(seed)
+    root = data or data_of_subnet(record)
+    images = _images_to_verify(root, rng)
+    judge = _judge(detector, record, root, split, rng)
+    with shown_progress() as on_progress:
+        exported = export_subnet(
+            DecodedDetector(detector, neck_head, record.postprocessing.top_k).eval(),
+            record,
+            target,
+            images=images,
+            rng=rng,
+            precision=wanted,
+            batch=batch,
+            pixels=input_kind is Input.UINT8,
+            suppress=nms is Nms.IN_GRAPH,
+            calibration=_images_to_calibrate(root, calibrate_on, rng) if wanted == "int8" else None,
+            judge=judge,
+            on_progress=on_progress,
+        )
+    _show_export(exported)
+    model = exported.model_path
+    if app is not None:
+        from detofa.export.bundle import make_app
+
+        make_app(model, app)
+        print(f"wrote {app}; on the device: `python3 {app.name} predict IMAGES`")
+    if to is Target.TENSORRT:
+        engine = _to_tensorrt(exported, batches, builds, via, images, judge)
+        if engine is None:
+            return
+        model = engine
+    if triton is not None:
+        from detofa.export.triton import write_triton
+
+        print(f"wrote {write_triton(model, triton)}; `tritonserver --model-repository {triton}`")
+
+
+def _check_tensorrt(via: Via) -> None:
+    """Raise UserError before the long work if what is to build an engine is not here."""
+    from detofa.runtime.tensorrt.build import import_tensorrt
+
+    if via is Via.PYTHON:
+        import_tensorrt()
+
+
+def _to_tensorrt(
+    exported: "Exported",
+    batches: str | None,
+    builds: int,
+    via: Via,
+    images: "Mapping[str, NDArray[np.uint8]]",
+    judge: "Judge | None",
+) -> Path | None:
+    """Build an engine beside an ONNX file; None where there is only its command to print."""
+    import shutil
+
+    from detofa.runtime.tensorrt.build import UP_TO_EIGHT, BatchSizes
+    from detofa.runtime.tensorrt.make import EnginePlan, make_engine
+
+    engine = exported.model_path.with_suffix(".engine")
+    plan = EnginePlan(
+        onnx_path=exported.model_path,
+        manifest=exported.manifest,
+        batch_sizes=UP_TO_EIGHT
+        if batches is None
+        else parsed(BatchSizes.parse, batches, "--batches"),
+        builds=builds,
+        via=via.value,
+    )
+    if via is Via.TRTEXEC:
+        print(shlex.join(plan.trtexec(engine, engine.parent).command))
+        if shutil.which("trtexec") is None:
+            print("trtexec is not here: run this command on the machine that has the GPU")
+            return None
+    with shown_progress() as on_progress:
+        made = make_engine(plan, engine, images=images, judge=judge, on_progress=on_progress)
+    print(f"wrote {engine}: {made.summary}")
+    return engine
+
+
+def _images_to_verify(
+    root: Path | None, rng: "np.random.Generator"
+) -> "dict[str, NDArray[np.uint8]]":
+    """Return real images to compare on; noise, with a note, where none can be reached."""
+    import numpy as np
+
+    if root is None:
+        print("the run's data set is not found from here: verified on noise only (see --data)")
+        return {"noise": rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)}
+    from detofa.runtime.predictions import image_files
+
+    return _some_images(root, image_files([root]), _IMAGES_TO_VERIFY, rng)
+
+
+def _images_to_calibrate(
+    root: Path | None, count: int, rng: "np.random.Generator"
+) -> "dict[str, NDArray[np.uint8]]":
+    """Return images of the training split, or of a plain folder.
+
+    Raises:
+        UserError: there are none.
+    """
+    from detofa.data.dataset import load_dataset
+    from detofa.runtime.predictions import image_files
+
+    if root is None:
+        raise UserError(
+            "int8 is calibrated on images, and the run's data set is not found from here; name a "
+            "data set or a folder of images with --data"
+        )
+    if _is_data_set(root):
+        paths = [one.path for one in load_dataset(root, "train", skip_bad=True).images]
+    else:
+        paths = image_files([root])  # a folder of images will do
+    return _some_images(root, paths, count, rng)
+
+
+def _some_images(
+    root: Path, paths: Sequence[Path], count: int, rng: "np.random.Generator"
+) -> "dict[str, NDArray[np.uint8]]":
+    """Return some images that can be read, by their path from a folder."""
+    from detofa.data.dataset import image_name
+    from detofa.imaging import read_image
+
+    images = {}
+    for index in rng.permutation(len(paths)):
+        try:
+            images[image_name(root, paths[index])] = read_image(paths[index])
+        except UserError:
+            continue  # a broken image of the data set; others will do
+        if len(images) == count:
+            break
+    if not images:
+        raise UserError(f"no image under {root} can be read; name another folder with --data")
+    return images
+
+
+def _is_data_set(root: Path) -> bool:
+    from detofa.data.dataset import find_layout
+
+    try:
+        find_layout(root)
+    except UserError:
+        return False
+    return True
+
+
+def _judge(
+    module: "StaticDetector",
+    subnet: "Subnet",
+    root: Path | None,
+    split: str,
+    rng: "np.random.Generator",
+) -> "Judge | None":
+    """Return what compares average precision; None, with a note, where there are no true boxes.
+
+    Raises:
+        UserError: the data set has no such split, or other classes.
+    """
+    from detofa.data.dataset import Category, load_dataset
+    from detofa.runtime.detector import Detector
+    from detofa.runtime.gates import Judge
+    from detofa.train.evaluate import evaluate_detector, torch_detector
+
+    expected = tuple(Category(id=number, name=name) for number, name in subnet.categories)
+    if root is None or not _is_data_set(root):
+        lacking = "the data set" if root is None else f"true boxes in {root}"
+        print(f"average precision is not compared, for want of {lacking}; name one with --data")
+        return None
+    dataset = load_dataset(root, split, categories=expected, skip_bad=True)
+    if len(dataset.images) > _IMAGES_TO_JUDGE:
+        rows = sorted(rng.permutation(len(dataset.images))[:_IMAGES_TO_JUDGE].tolist())
+        dataset = dataclasses.replace(dataset, images=tuple(dataset.images[row] for row in rows))
+
+    def ap(detector: Detector) -> float:
+        return evaluate_detector(detector, dataset)[0].ap
+
+    reference = torch_detector(
+        module,
+        subnet.space,
+        subnet.arch,
+        subnet.preprocessing,
+        subnet.categories,
+        subnet.postprocessing,
+    )
+    return Judge(
+        ap=lambda session: ap(Detector.of_subnet(session, subnet)),
+        reference_ap=ap(reference),
+        about={"split": dataset.split, "images": len(dataset.images)},
+    )
+
+
+def _show_export(exported: "Exported") -> None:
+    report = exported.report.to_json()
+    worst = max(report["head_relative_errors"].values())
+    print(f"wrote {exported.model_path} and {exported.manifest_path}")
+    print(
+        f"verified against PyTorch: raw heads within {worst:.1e} relative; "
+        f"{report['num_matched']} of {report['num_compared']} boxes found again, worst IoU "
+        f"{report['worst_iou']:.4f}, worst score difference {report['worst_score_difference']:.1e}"
+    )
+    verified = exported.manifest.parity
+    judged, kept = verified["average_precision"], verified["kept_fp32"]
+    if judged is not None:
+        simulated = ""
+        if exported.manifest.precision == "fp16":
+            simulated = f", {judged['shown']:.4f} with all its values rounded to fp16"
+        print(
+            f"AP on {judged['images']} images ({judged['split']}): {judged['file']:.4f} from the "
+            f"file here{simulated}, {judged['pytorch']:.4f} from PyTorch"
+        )
+    if exported.manifest.precision != "fp32":
+        print(
+            f"{verified['share_of_macs']:.1%} of the convolutions' multiply-accumulates are in "
+            f"{exported.manifest.precision}; {len(kept)} convolutions stay fp32"
+        )
+    print(f"next: `detofa predict {exported.model_path} IMAGES`")
