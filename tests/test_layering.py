@@ -40,6 +40,7 @@ ORDER = [
     "report",
     "recipes",
     "demo",
+    "doctor",
     "cli",
 ]
 # Not in the first design: docs/decisions.md says why each is there.
@@ -53,6 +54,7 @@ ADDED = {
     "reachable",
     "choose",
     "demo",
+    "doctor",
 }
 LEAVES = {"errors", "files", "units"}
 SPACE = LEAVES | {"arch", "blocks", "space", "presets"}

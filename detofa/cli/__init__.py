@@ -10,6 +10,7 @@ from detofa import __version__
 from detofa.cli import (
     bench,
     data,
+    doctor,
     export,
     filter,
     finetune,
@@ -57,6 +58,9 @@ app.command("export", short_help="Write a verified ONNX file or a TensorRT engin
 app.command("eval", short_help="Measure a detector's average precision.")(models.evaluate)
 app.command("predict", short_help="Find objects in images; draws boxes.")(models.predict)
 app.command("bench", short_help="Measure a detector's latency.")(bench.bench)
+app.command("doctor", short_help="Say what is here, what is missing, and what mends it.")(
+    doctor.doctor
+)
 app.add_typer(runs.app, name="runs")
 
 

@@ -13,6 +13,7 @@ from detofa.cli.options import ModelRuntime, RuntimeOfModel, Seed, Threads
 
 if TYPE_CHECKING:
     from detofa.runtime.bench import Latency
+    from detofa.runtime.gates import Tolerance
     from detofa.timer import Timing
 
 # What `Latency` holds, as it is shown.
@@ -39,7 +40,7 @@ def bench(
         height, width = detector.session.image_size
     latency = _measured(model, runs, threads, batch, runtime, seed)
     ran = {".onnx": runtime.value, ".engine": "tensorrt"}.get(model.suffix, "torch")
-    device = _device(model)
+    device = _device(model, runtime)
     if as_json:
         times = {
             _CLOCKS[name].lower().replace(" ", "_"): None
@@ -91,7 +92,7 @@ def _measured(
                 open_model(model, threads, runtime)[0] as detector,
                 open_model(model, threads)[0] as reference,
             ):
-                compared = check_same(detector, reference, rng)
+                compared = check_same(detector, reference, rng, _tolerance(model))
             print(f"{compared} boxes are those of ONNX Runtime", file=sys.stderr)
         return measure_file(model, runs=runs, batch=batch, threads=threads, runtime=runtime.value)
     with open_model(model, threads)[0] as detector:
@@ -100,14 +101,25 @@ def _measured(
         )
 
 
-def _device(model: Path) -> str:
+def _tolerance(model: Path) -> "Tolerance":
+    """Return how far two runtimes of a file may be apart: lower precision rounds otherwise."""
+    from detofa.runtime.gates import BARS, check_precision
+    from detofa.runtime.manifest import Manifest, manifest_path
+
+    known = manifest_path(model).is_file()
+    return BARS[check_precision(Manifest.of(model).precision) if known else "fp32"].tolerance
+
+
+def _device(model: Path, runtime: ModelRuntime) -> str:
+    """Return the name of what a model was measured on."""
+    from detofa.profiling.device import find_device
+
     if model.suffix == ".engine":
         from detofa.runtime.tensorrt.record import EngineRecord
 
         return EngineRecord.load(model).gpu.name
-    from detofa.profiling.device import this_cpu
-
-    return this_cpu().name
+    on_gpu = model.suffix == ".onnx" and runtime is ModelRuntime.ONNXRUNTIME_CUDA
+    return find_device("cuda" if on_gpu else "cpu").name
 
 
 def _timings(latency: "Latency") -> "dict[str, Timing | None]":

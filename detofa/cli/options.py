@@ -33,6 +33,7 @@ class ModelRuntime(StrEnum):
 
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+    ONNXRUNTIME_CUDA = "onnxruntime-cuda"
 
 
 RuntimeOfModel = Annotated[ModelRuntime, typer.Option("--runtime", help="What runs an .onnx file.")]

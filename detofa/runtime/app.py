@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--threads", type=int, default=1, help="default %(default)s")
     common.add_argument(
         "--runtime",
-        choices=("onnxruntime", "openvino", _ENGINE),
+        choices=(*get_args(RuntimeName), _ENGINE),
         default="onnxruntime",
         help="what runs it, default %(default)s; tensorrt needs `build` first",
     )

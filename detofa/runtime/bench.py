@@ -10,7 +10,7 @@ from detofa.errors import UserError
 from detofa.runtime.detector import open_session
 from detofa.runtime.measuring import Schedule, measure_models, median_error
 from detofa.runtime.openvino_cpu import OpenVinoCpu
-from detofa.runtime.runtimes import OnnxRuntimeCpu, noise
+from detofa.runtime.runtimes import OnnxRuntimeCpu, OnnxRuntimeCuda, Runtime, noise
 from detofa.runtime.session import RuntimeName, Session
 from detofa.runtime.tensorrt.session import open_engine
 
@@ -69,9 +69,9 @@ def measure_file(
     schedule = Schedule(passes=passes, extra_passes=0)
     timings: dict[timer.Clock, timer.Timing] = {}
     errors: list[float] = []
-    kind = OnnxRuntimeCpu if runtime == "onnxruntime" else OpenVinoCpu
-    for clock in dict.fromkeys((kind(threads=threads).clock, _WALL)):
-        opened = kind(threads=threads, batch=batch, clock=clock)
+    usual = _runtime(runtime, threads, batch, None).clock
+    for clock in dict.fromkeys((usual, _WALL)):
+        opened = _runtime(runtime, threads, batch, clock)
         samples = measure_models({path.name: path.read_bytes}, opened, schedule)
         timings[clock] = timer.Timing.of(samples.pooled()[path.name], clock)
         errors.append(median_error(np.median(samples.whole([path.name])[0], axis=1)))
@@ -81,6 +81,17 @@ def measure_file(
         thread=timings.get("thread"),
         p50_error=errors[0] if passes > 1 else None,
     )
+
+
+def _runtime(name: RuntimeName, threads: int, batch: int, clock: timer.Clock | None) -> Runtime:
+    """Return what runs models, and reads a clock or, without one, that which tables go by."""
+    match name:
+        case "onnxruntime":
+            return OnnxRuntimeCpu(threads=threads, batch=batch, clock=clock)
+        case "openvino":
+            return OpenVinoCpu(threads=threads, batch=batch, clock=clock)
+        case _:
+            return OnnxRuntimeCuda(batch=batch)  # wall time in any case
 
 
 def measure_engine(path: Path, *, runs: int = 100, batch: int | None = None) -> Latency:

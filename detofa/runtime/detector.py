@@ -15,6 +15,8 @@ from detofa.runtime.detections import Detections
 from detofa.runtime.manifest import Manifest, manifest_path
 from detofa.runtime.postprocess import detections_from_outputs
 from detofa.runtime.session import (
+    CPU,
+    CUDA,
     Closing,
     FileSession,
     OnnxSession,
@@ -155,7 +157,7 @@ def open_detector(
     Args:
         path: An .onnx file or a TensorRT engine that `detofa export` wrote.
         threads: Threads used inside an operator; an engine takes no notice.
-        runtime: What runs an .onnx file, on the processor.
+        runtime: What runs an .onnx file.
 
     Raises:
         UserError: neither an .onnx nor an .engine file, missing, damaged, not made by `detofa
@@ -188,7 +190,7 @@ def detector_of(
         model: The file, or its content.
         subnet: What it is, if it does not say so itself.
         threads: Threads used inside an operator.
-        runtime: What runs it, on the processor.
+        runtime: What runs it.
 
     Raises:
         UserError: damaged, or not made by `detofa export`.
@@ -212,8 +214,9 @@ def open_session(
     model: Path | bytes, *, threads: int = 1, runtime: RuntimeName = "onnxruntime"
 ) -> FileSession:
     """Open the network of an exported detector; see `detector_of`."""
-    if runtime == "onnxruntime":
-        return OnnxSession(model, threads=threads)
+    if runtime != "openvino":
+        provider = CUDA if runtime == "onnxruntime-cuda" else CPU
+        return OnnxSession(model, threads=threads, provider=provider)
     from detofa.runtime.openvino_cpu import OpenVinoSession
 
     return OpenVinoSession(model, threads=threads)

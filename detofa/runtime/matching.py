@@ -169,7 +169,12 @@ def _matched(
     ]
 
 
-def check_same(detector: Detector, reference: Detector, rng: np.random.Generator) -> int:
+def check_same(
+    detector: Detector,
+    reference: Detector,
+    rng: np.random.Generator,
+    tolerance: Tolerance = EXACT,
+) -> int:
     """Compare two runtimes of one file on noise, one image alone and several at once.
 
     Returns:
@@ -181,7 +186,7 @@ def check_same(detector: Detector, reference: Detector, rng: np.random.Generator
     height, width = reference.session.image_size
     noise = rng.integers(0, 256, (5, height, width, 3), np.uint8)
     images = {f"noise {number}": image for number, image in enumerate(noise)}
-    found = compare_detectors(detector, reference, images, EXACT)
+    found = compare_detectors(detector, reference, images, tolerance)
     if found.faults:
         raise UserError(
             "this runtime does not find the boxes that ONNX Runtime finds in the same file "

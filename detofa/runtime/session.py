@@ -19,8 +19,8 @@ from detofa.runtime.detections import Detections
 if TYPE_CHECKING:  # a profiling kit runs this on older Pythons too
     from typing import Self
 
-RuntimeName = Literal["onnxruntime", "openvino"]
-"""What may run an exported file on the processor."""
+RuntimeName = Literal["onnxruntime", "openvino", "onnxruntime-cuda"]
+"""What may run an exported ONNX file: on the processor, and the last one on an NVIDIA GPU."""
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 BOXES_NAME = "boxes_xyxy"
 SCORES_NAME = "scores"
