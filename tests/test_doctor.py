@@ -95,7 +95,7 @@ def test_the_exit_code_says_whether_what_is_required_is_there(monkeypatch, tmp_p
     assert {entry["name"] for entry in json.loads(run("--json")[1])} == set(NAMES)
     code, _, err = run("--require", "gpu")
     assert code == 1
-    assert "gpu: " in err
+    assert "gpu - no NVIDIA GPU" in err
     assert run("--require", "python", "--require", "onnx")[0] == 0
     code, _, err = run("--require", "tpu")
     assert code == 2

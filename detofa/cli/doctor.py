@@ -44,4 +44,5 @@ def doctor(
         if finding.state == "faulty" or (finding.state == "missing" and finding.name in wanted)
     ]
     if faults:
-        raise UserError("; ".join(f"{one.name}: {one.says}; {one.mend}" for one in faults))
+        told = [" - ".join(filter(None, (one.name, one.says, one.mend))) for one in faults]
+        raise UserError("; ".join(told))
