@@ -17,7 +17,7 @@ from detofa.export.in_graph import add_suppression, check_suppressible, take_pix
 from detofa.export.precision import Lowered, lower, most_harmed_first, share_kept
 from detofa.export.to_onnx import OnnxExport, export_onnx, write_onnx
 from detofa.export.verify import ParityReport, verify_onnx
-from detofa.files import atomic_path, sha256_file
+from detofa.files import atomic_path, sha256_file, write_json
 from detofa.imaging import letterbox, resize
 from detofa.runtime.detector import SUBNET_KEY, Detector
 from detofa.runtime.gates import (
@@ -94,7 +94,7 @@ def export_subnet(
     Raises:
         UserError: `path` is no .onnx file, there are no images, the module cannot be exported, or
             the file is not as good as PyTorch: it is then kept as NAME.onnx.rejected, and the
-            message names the images.
+            message names the images, and NAME.onnx.rejected.json all that was found.
     """
     if path.suffix != ".onnx":
         raise UserError(f"the file to export to should end in .onnx, got {path}")
@@ -135,21 +135,25 @@ def export_subnet(
         if suppress and not reasons:
             on_progress("comparing suppression", 0.9)
             export, reasons = _suppressed(export.checked_model, temporary, subnet, images)
+        verified = found.report.to_json() | {
+            "average_precision": found.judged,
+            "kept_fp32": list(found.lowered.kept),
+            "share_of_macs": found.lowered.share,
+            "calibrated_on": sorted(known) if precision == "int8" else [],
+        }
         rejected = path.with_name(path.name + ".rejected")
+        report_path = path.with_name(rejected.name + ".json")
         if reasons:
             temporary.replace(rejected)
+            why = {"reasons": list(reasons), "most_harmed": [list(group) for group in found.harmed]}
+            write_json(report_path, "rejected_export", verified | why)
             raise UserError(
                 f"{path.name} does not do what PyTorch does, so it is kept as {rejected} and must "
-                f"not be used. {_first(reasons)}"
+                f"not be used; {report_path.name} says more. {_first(reasons)}"
             )
         manifest_path(path).unlink(missing_ok=True)  # an earlier one is not this file's
     rejected.unlink(missing_ok=True)
-    verified = found.report.to_json() | {
-        "average_precision": found.judged,
-        "kept_fp32": list(found.lowered.kept),
-        "share_of_macs": found.lowered.share,
-        "calibrated_on": sorted(known) if precision == "int8" else [],
-    }
+    report_path.unlink(missing_ok=True)
     manifest = Manifest(
         model_file=path.name,
         model_sha256=sha256_file(path),
@@ -170,13 +174,17 @@ def export_subnet(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Attempt:
-    """A file written, and how it stands; without `reasons` it may be shipped."""
+    """A file written, and how it stands; without `reasons` it may be shipped.
+
+    `harmed` are groups of nodes, first the one that suffers most, if that was looked for.
+    """
 
     export: OnnxExport
     report: ParityReport
     judged: Mapping[str, Any] | None
     lowered: Lowered
     reasons: tuple[str, ...]
+    harmed: Sequence[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -202,14 +210,15 @@ class _Work:
         if not attempt.reasons or self.precision == "fp32":
             return attempt
         self.on_progress("looking for what suffers most", 0.7)
-        for group in most_harmed_first(self.full, self.precision, self.inputs[:_IMAGES_TO_HARM]):
+        harmed = most_harmed_first(self.full, self.precision, self.inputs[:_IMAGES_TO_HARM])
+        for group in harmed:
             if share_kept(self.full, [*keep, *group]) > 1 - LEAST_SHARE:
                 continue
             keep += group
             attempt = self.attempt(keep)
             if not attempt.reasons:
                 break
-        return attempt
+        return replace(attempt, harmed=harmed)
 
     def attempt(self, keep: Sequence[str]) -> _Attempt:
         """Write the file with some nodes in fp32, and compare it with PyTorch."""

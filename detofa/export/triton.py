@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import detofa
 from detofa.errors import UserError
 from detofa.files import write_bytes
 from detofa.runtime.manifest import Manifest
 from detofa.runtime.session import DETECTION_NAMES, PIXELS_NAME, SCORES_NAME
 from detofa.runtime.tensorrt.record import REBUILD, EngineRecord
 
-LABELS = "labels.txt"
+LABELS, README = "labels.txt", "README.txt"
 _TYPES = {
     PIXELS_NAME: "TYPE_UINT8",
     DETECTION_NAMES[2]: "TYPE_INT64",
@@ -24,6 +25,25 @@ _TYPES = {
 }
 _LABELLED = (SCORES_NAME, DETECTION_NAMES[2])
 _DELAY_MICROSECONDS = 100
+
+
+_README = """\
+{name}: a detector of {classes}, in {precision}.
+Made by detofa {version} for Triton's {backend} backend.
+
+    tritonserver --model-repository {folder}
+
+A request holds {inputs}:
+an RGB image, scaled with its proportions kept so that it fits {height}x{width} (height x width),
+placed in the middle and padded with {fill}{normalised}.
+The answer holds {outputs}.
+Boxes are x1, y1, x2, y2 in pixels of the input. {after}
+"""
+_AFTER_CANDIDATES = """\
+They are candidates: for each class drop scores below
+{score}, then suppress those that overlap a better one of their class by an IoU above {iou}."""
+_AFTER_DETECTIONS = """\
+They are final: num_detected says how many of them count, labels.txt names the classes."""
 
 
 class _Word(str):
@@ -62,6 +82,7 @@ def write_triton(
     write_bytes(place / "1" / file_name, model_path.read_bytes())
     write_bytes(place / LABELS, labels.encode())
     write_bytes(place / "config.pbtxt", text_format(config).encode())
+    write_bytes(place / README, _readme(manifest, name, config["backend"], folder).encode())
     return place
 
 
@@ -150,6 +171,42 @@ def _config(manifest: Manifest, name: str, backend: str, max_batch: int) -> dict
         }.items()
     ]
     return config
+
+
+def _readme(manifest: Manifest, name: str, backend: str, folder: Path) -> str:
+    """Return what someone needs to know who sends requests."""
+    subnet, prepared = manifest.subnet, manifest.subnet.preprocessing
+    height, width = subnet.arch.image_size
+    takes_pixels, suppresses = PIXELS_NAME in manifest.inputs, SCORES_NAME not in manifest.outputs
+    mean, std = list(prepared.mean), list(prepared.std)
+    after = _AFTER_DETECTIONS if suppresses else _AFTER_CANDIDATES
+    return _README.format(
+        name=name,
+        classes=", ".join(label for _, label in subnet.categories),
+        precision=manifest.precision,
+        backend=backend,
+        version=detofa.__version__,
+        folder=folder,
+        inputs=_ports(manifest.inputs),
+        outputs=_ports(manifest.outputs),
+        height=height,
+        width=width,
+        fill=prepared.fill,
+        normalised="" if takes_pixels else f";\nthen (pixel - {mean}) / {std}, channels first",
+        after=after.format(
+            score=f"{subnet.postprocessing.score_threshold:g}",
+            iou=f"{subnet.postprocessing.nms_threshold:g}",
+        ),
+    )
+
+
+def _ports(shapes: Mapping[str, Sequence[int | str]]) -> str:
+    """Return names, types and shapes as a list in words."""
+    texts = [
+        f"{key} ({', '.join(map(str, shape))}) {_TYPES.get(key, 'TYPE_FP32')[5:].lower()}"
+        for key, shape in shapes.items()
+    ]
+    return ", ".join(texts)
 
 
 def text_format(fields: Mapping[str, Any], indent: str = "") -> str:

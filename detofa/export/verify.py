@@ -118,15 +118,14 @@ def verify_onnx(
         module: Maps images (B, 3, H, W) to boxes_xyxy, scores, class_logits and side_logits.
         model_file: The written file, or its content; its boxes and scores are compared.
         checked_model: The same graph with the raw heads kept (`OnnxExport.checked_model`).
-        images: Real images, (H, W, 3) uint8, by name. A blank one, noise, and a wide and a tall
-            cut of the first are added.
+        images: Real images, (H, W, 3) uint8, by name; see `made_images` for what is added.
         preprocessing: How they become inputs.
         rng: Source of the noise.
         tolerance: How far the two may be apart.
     """
     assert images, "parity needs at least one real image"
     with OnnxSession(model_file) as session:
-        named = dict(images) | made_images(next(iter(images.values())), session.image_size, rng)
+        named = dict(images) | made_images(images, session.image_size, rng)
         pixels = {
             name: letterbox(image, session.image_size, preprocessing.fill)[0]
             for name, image in named.items()

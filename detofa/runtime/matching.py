@@ -1,5 +1,6 @@
 """Whether two runs of a detector gave the same boxes, in whatever order."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from detofa.errors import UserError
+from detofa.imaging import resize
 from detofa.runtime.detections import Detections
 from detofa.runtime.detector import Detector
 from detofa.runtime.gates import EXACT, Tolerance
@@ -197,15 +199,26 @@ def check_same(
 
 
 def made_images(
-    image: NDArray[np.uint8], size: tuple[int, int], rng: np.random.Generator
+    images: Mapping[str, NDArray[np.uint8]], size: tuple[int, int], rng: np.random.Generator
 ) -> dict[str, NDArray[np.uint8]]:
-    """Return a blank image and noise, and a wide and a tall cut of a real one, by name."""
-    height, width = image.shape[:2]
+    """Return images that real ones seldom are, by name.
+
+    A blank one, noise, a wide and a tall cut of the first real one, and a crowded one: four real
+    ones, each at half the (height, width) of the input.
+    """
+    first, (height, width) = next(iter(images.values())), size
+    four = list(itertools.islice(itertools.cycle(images.values()), 4))
+    halves = [(height // 2, width // 2), (height // 2, width - width // 2)]
+    rows = [
+        np.hstack([resize(one, half) for one, half in zip(pair, halves, strict=True)])
+        for pair in (four[:2], four[2:])
+    ]
     return {
         "(blank)": np.zeros((*size, 3), np.uint8),
         "(noise)": rng.integers(0, 256, (*size, 3), dtype=np.uint8),
-        "(wide cut)": image[: max(1, height // 3)],
-        "(tall cut)": image[:, : max(1, width // 3)],
+        "(wide cut)": first[: max(1, first.shape[0] // 3)],
+        "(tall cut)": first[:, : max(1, first.shape[1] // 3)],
+        "(crowded)": np.vstack(rows),
     }
 
 

@@ -11,6 +11,7 @@ from detofa.export.precision import most_harmed_first
 from detofa.export.quantize import to_int8
 from detofa.export.rewrite import conv_macs, fold_batch_norms, share_of_format, to_fp16
 from detofa.export.to_onnx import OUTPUT_NAMES, RAW_OUTPUTS, onnx_model
+from detofa.files import read_json
 from detofa.imaging import letterbox
 from detofa.profiling.cost import arch_macs
 from detofa.runtime.detector import open_detector
@@ -338,7 +339,13 @@ def test_a_file_that_never_gets_good_enough_is_rejected(tmp_path, images):
             precision="int8",
             judge=Judge(ap=lambda session: 0.3, reference_ap=0.5, about={}),
         )
-    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx.rejected"]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["a.onnx.rejected", "a.onnx.rejected.json"]
+    report = read_json(tmp_path / left[1], "rejected_export", remake="`detofa export`")
+    assert "its AP is 0.3000" in report["reasons"][0]
+    assert report["average_precision"]["file"] == 0.3
+    convs = [name for group in report["most_harmed"] for name in group if "conv" in name]
+    assert set(report["kept_fp32"]) < set(convs)
 
 
 def test_a_full_precision_file_of_another_ap_is_rejected(tmp_path, images):

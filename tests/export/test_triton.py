@@ -7,7 +7,7 @@ import pytest
 
 from detofa.errors import UserError
 from detofa.export.export import export_subnet
-from detofa.export.triton import LABELS, text_format, write_triton
+from detofa.export.triton import LABELS, README, text_format, write_triton
 from detofa.files import sha256_file
 from detofa.runtime.cuda import Gpu
 from detofa.runtime.manifest import Manifest
@@ -54,9 +54,14 @@ def test_every_form_of_a_file_is_described(exported, tmp_path, how, limit, input
     place = write_triton(path, tmp_path / "models")
     assert sorted(str(one.relative_to(place)) for one in place.rglob("*") if one.is_file()) == [
         "1/model.onnx",
+        README,
         "config.pbtxt",
         LABELS,
     ]
+    told = (place / README).read_text()
+    assert "red cell, platelet" in told
+    assert ("(pixel - " in told) == ("pixels" not in how)
+    assert ("num_detected says how many" in told) == ("suppress" in how)
     assert (place / "1" / "model.onnx").read_bytes() == path.read_bytes()
     assert (place / LABELS).read_text().splitlines() == [name for _, name in SUBNET.categories]
     config = read(place)

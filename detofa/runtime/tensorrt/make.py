@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
-from detofa.files import atomic_path, write_bytes
+from detofa.files import write_bytes
 from detofa.runtime.cuda import Cuda, Gpu
 from detofa.runtime.detector import Detector
 from detofa.runtime.gates import (
@@ -150,21 +150,10 @@ def make_engine(
     verified = _verified(plan, best.data, cuda, images, judge)
     faults = [*faults_of_share(share, precision), *verified["faults"]]
     rejected = engine_path.with_name(engine_path.name + ".rejected")
-    if faults:
-        write_bytes(rejected, best.data)
-        silent = sum(kind == UNKNOWN for kind in convolutions.values())
-        note = f" ({silent} do not say what they are in)" if silent else ""
-        raise UserError(
-            f"{engine_path.name} is not what it should be, so it is kept as {rejected} and must "
-            f"not be used. {'; '.join(faults[:5])}; convolutions: {len(convolutions)}{note}"
-        )
-    record_path(engine_path).unlink(missing_ok=True)  # an earlier one is not this engine's
-    with atomic_path(engine_path) as temporary:
-        temporary.write_bytes(best.data)
-    rejected.unlink(missing_ok=True)
+    place = rejected if faults else engine_path
     slowest = max(build.milliseconds for build in builds)
     record = EngineRecord(
-        engine_file=engine_path.name,
+        engine_file=place.name,
         engine_sha256=best.sha256,
         onnx_file=plan.onnx_path.name,
         onnx_sha256=plan.manifest.model_sha256,
@@ -186,7 +175,19 @@ def make_engine(
         },
         subnet=plan.manifest.subnet,
     )
-    record.save(engine_path)
+    record_path(place).unlink(missing_ok=True)  # an earlier one is not this engine's
+    write_bytes(place, best.data)
+    record.save(place)
+    if faults:
+        silent = sum(kind == UNKNOWN for kind in convolutions.values())
+        note = f" ({silent} do not say what they are in)" if silent else ""
+        raise UserError(
+            f"{engine_path.name} is not what it should be, so it is kept as {rejected} and must "
+            f"not be used; {record_path(rejected).name} says more. {'; '.join(faults[:5])}; "
+            f"convolutions: {len(convolutions)}{note}"
+        )
+    for old in (rejected, record_path(rejected)):
+        old.unlink(missing_ok=True)
     return record
 
 
@@ -268,11 +269,11 @@ def _verified(
         TensorRtSession(data, name="the engine", cuda=cuda) as session,
         OnnxSession(plan.onnx_path) as reference,
     ):
-        first, rng = next(iter(images.values())), np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         found = compare_detectors(
             Detector.of_subnet(session, subnet),
             Detector.of_subnet(reference, subnet),
-            dict(images) | made_images(first, session.image_size, rng),
+            dict(images) | made_images(images, session.image_size, rng),
             bar.tolerance,
         )
         faults += found.faults

@@ -108,7 +108,10 @@ def test_the_batch_is_that_of_the_plan(made):
 
 
 def rejected(path):
-    assert path.with_name("cells.engine.rejected").is_file()
+    kept = path.with_name("cells.engine.rejected")
+    assert EngineRecord.load(kept).engine_sha256 == sha256_file(kept)
+    with pytest.raises(UserError, match=r"should be an \.onnx or \.engine file"):
+        open_detector(kept)
     assert not path.exists()
     assert not record_path(path).exists()
 
