@@ -15,7 +15,7 @@ from typing import Any, Literal
 from detofa.errors import UserError
 from detofa.profiling.device import Device, device_here, devices_here
 from detofa.profiling.table import read_tables
-from detofa.runtime.tensorrt.build import import_tensorrt, made
+from detofa.runtime.tensorrt.build import import_tensorrt, logger_of, made
 
 State = Literal["ok", "missing", "faulty"]
 _PYTHON = (3, 11)
@@ -214,7 +214,8 @@ def _tensorrt(gpus: list[Device]) -> Finding:
     known = gpus[0].details.get("cuda") if gpus else None
     package = "tensorrt-cu12" if known is not None and known < _CUDA_13 else "tensorrt-cu13"
     fits = f"a driver for CUDA {_written(known)} takes {package}" if known else ""
-    mend = f"pip install 'detofa[tensorrt]' {package}" if gpus else "it needs an NVIDIA GPU first"
+    extra = package.removesuffix("-cu13")
+    mend = f"pip install 'detofa[{extra}]'" if gpus else "it needs an NVIDIA GPU first"
     try:
         trt = import_tensorrt()
     except UserError as error:
@@ -222,10 +223,11 @@ def _tensorrt(gpus: list[Device]) -> Finding:
         says = "; ".join(part for part in (reason, fits) if part)
         return Finding(name="tensorrt", state="missing", says=says, mend=mend)
     try:
-        made(trt, trt.Runtime, trt.Logger(trt.Logger.Severity.ERROR))
+        made(trt, trt.Runtime, logger_of(trt))
     except UserError as error:
         says = "; ".join(part for part in (str(error), fits) if part)
-        return Finding(name="tensorrt", state="faulty", says=says, mend=mend)
+        state: State = "faulty" if gpus else "missing"
+        return Finding(name="tensorrt", state=state, says=says, mend=mend)
     return Finding(name="tensorrt", state="ok", says=str(trt.__version__))
 
 

@@ -31,6 +31,8 @@ class FakeCuda:
     def __init__(self, name="NVIDIA H100 80GB HBM3", capability=(9, 0), driver=13000) -> None:
         self.name, self.capability, self.driver = name, capability, driver
         self.held: dict[int, Any] = {}
+        self.opened = 0  # streams and events
+        self._uploads: list[tuple[int, bytes]] = []  # on their way: see `_finish`
         self.milliseconds = iter(lambda: 1.5, None)
 
     def __getattr__(self, name: str) -> Any:
@@ -39,16 +41,20 @@ class FakeCuda:
             "cudaFree": self._free,
             "cudaMemcpy": self._memcpy,
             "cudaStreamCreateWithFlags": self._stream,
+            "cudaStreamSynchronize": self._finish,
+            "cudaEventCreate": self._open,
+            "cudaStreamDestroy": self._close,
+            "cudaEventDestroy": self._close,
             "cudaEventElapsedTime": self._elapsed,
             "cudaGetDeviceProperties": self._properties,
             "cudaDeviceGetAttribute": self._attribute,
             "cudaDriverGetVersion": self._driver_version,
             "cudaRuntimeGetVersion": self._runtime_version,
         }
-        nothing = ("SetDevice", "EventCreate", "EventRecord", "EventSynchronize", "MemsetAsync")
+        nothing = ("SetDevice", "EventRecord", "EventSynchronize", "MemsetAsync")
         if name in calls:
             return calls[name]
-        assert name.removeprefix("cuda") in (*nothing, "StreamSynchronize"), name
+        assert name.removeprefix("cuda") in nothing, name
         return lambda *arguments: 0
 
     def _malloc(self, pointer, count):
@@ -63,11 +69,33 @@ class FakeCuda:
         return 0
 
     def _memcpy(self, target, source, count, kind):
-        assert kind.value in (1, 2)
-        ctypes.memmove(target, source, count.value)
+        device = target if kind.value == 1 else source
+        assert count.value <= len(self.held[device.value]), "beyond what was allocated"
+        if kind.value == 1:
+            self._uploads.append((target.value, ctypes.string_at(source, count.value)))
+        else:
+            ctypes.memmove(target, source, count.value)
+        return 0
+
+    def _finish(self, stream):
+        """Do what was asked of a stream; uploads are in the usual one, 0."""
+        if not stream.value:
+            for address, data in self._uploads:
+                ctypes.memmove(address, data, len(data))
+            self._uploads.clear()
+        return 0
+
+    def _open(self, what):
+        self.opened += 1
+        what._obj.value = 1000 + self.opened
+        return 0
+
+    def _close(self, what):
+        self.opened -= 1
         return 0
 
     def _stream(self, stream, flags):
+        self.opened += 1
         stream._obj.value = 77
         return 0
 

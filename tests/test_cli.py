@@ -840,6 +840,7 @@ def test_an_engine_is_exported_judged_served_and_run(run, place, tensorrt):
     assert [shape[0] for shape in record["input_shapes"]["images"]] == [1, 2, 4]
     assert record["verified"]["average_precision"]["split"] == "val"
     assert (place / "served" / "g" / "1" / "model.plan").is_file()
+    assert "max_batch_size: 4" in (place / "served" / "g" / "config.pbtxt").read_text()
     found = [json.loads(run("eval", name, "--json").out)["ap"] for name in ("g.engine", "g.onnx")]
     assert found[0] == pytest.approx(found[1], abs=1e-3)
     photos = place / "squares"
@@ -852,7 +853,13 @@ def test_an_engine_is_exported_judged_served_and_run(run, place, tensorrt):
     assert figures["thread_cpu_time"] is None
     done = run("export", "subnet.json", "--output", "h.onnx", "--batches", "1,2,4")
     assert done.code == 2
-    assert "goes with --to tensorrt" in done.err
+    assert "go with --to tensorrt" in done.err
+    done = run("export", "subnet.json", *how[:2], "--batches", "2,1")
+    assert done.code == 2
+    assert "written as 1,1,8" in done.err
+    done = run("export", "subnet.json", "--output", "i.onnx", *how[:2], "--nms", "in-graph")
+    assert done.code == 0, done.err
+    assert run("bench", "i.engine", "--runtime", "openvino").code == 1
     done = run("bench", "g.engine", "--batch", 9)
     assert done.code == 1
     assert "batches of 1 to 4, not of 9" in done.err
@@ -866,6 +873,11 @@ def test_where_trtexec_is_not_its_command_is_printed(run, place, monkeypatch):
     assert "trtexec '--onnx=my file.onnx' '--saveEngine=my file.engine' --stronglyTyped" in done.out
     assert "--maxShapes=images:8x3x" in done.out
     assert "run this command on the machine that has the GPU" in done.out
+    assert "neither checked nor opened by detofa" in done.out
+    done = run("export", "subnet.json", "--output", "j.onnx", *how, "--triton", "served2")
+    assert done.code == 1
+    assert "trtexec is not here to build it" in done.err
+    assert not list(place.glob("j.*"))
 
 
 def test_a_subnet_that_was_changed_is_refused(run, place):

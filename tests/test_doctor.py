@@ -2,7 +2,7 @@
 
 import json
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,13 +45,36 @@ def test_a_missing_package_is_told_with_its_extra(monkeypatch, tmp_path, name, m
     assert (finding.state, finding.mend) == ("missing", mend)
 
 
-@pytest.mark.parametrize(("cuda", "package"), [(13000, "tensorrt-cu13"), (12080, "tensorrt-cu12")])
-def test_the_tensorrt_that_fits_the_driver_is_named(monkeypatch, tmp_path, cuda, package):
+@pytest.mark.parametrize(
+    ("cuda", "package", "extra"),
+    [(13000, "tensorrt-cu13", "tensorrt"), (12080, "tensorrt-cu12", "tensorrt-cu12")],
+)
+def test_the_tensorrt_that_fits_the_driver_is_named(monkeypatch, tmp_path, cuda, package, extra):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     finding = found(monkeypatch, tmp_path, gpu(cuda))["tensorrt"]
     assert finding.state == "missing"
-    assert finding.mend == f"pip install 'detofa[tensorrt]' {package}"
+    assert finding.mend == f"pip install 'detofa[{extra}]'"
     assert package in finding.says
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_a_tensorrt_that_finds_no_gpu_is_a_fault_only_where_there_is_one(
+    monkeypatch, tmp_path, has_gpu
+):
+    def no_gpu(logger):
+        raise TypeError("factory function returned nullptr")
+
+    trt: Any = ModuleType("tensorrt")
+    trt.__version__, trt.Runtime = "11.4.0.106", no_gpu
+    trt.Logger = lambda severity: severity
+    trt.Logger.Severity = SimpleNamespace(WARNING=2)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    gpus = (gpu(),) if has_gpu else ()
+    state = found(monkeypatch, tmp_path, *gpus)["tensorrt"].state
+    assert state == ("faulty" if has_gpu else "missing")
+    trt.Runtime = lambda logger: object()
+    finding = found(monkeypatch, tmp_path, gpu())["tensorrt"]
+    assert (finding.state, finding.says) == ("ok", "11.4.0.106")
 
 
 def test_a_pytorch_that_cannot_use_the_gpu_is_a_fault(monkeypatch, tmp_path):

@@ -47,7 +47,6 @@ from benchmarks.method.glyph_task import GlyphTask
 from benchmarks.method.glyphs import TASK_FILE, make_crops, make_scenes
 from benchmarks.method.judge import Judge, Judgement
 from benchmarks.method.plans import SIZES, TASKS, Plan, plan_of
-from detofa.cli.runs import saved_step
 from detofa.data.dataset import available_splits
 from detofa.errors import UserError
 from detofa.files import read_json, write_json, write_text
@@ -126,7 +125,7 @@ class Place:
             expected = replace(config, steps=theirs.steps) if "--cost-of" in more else config
             if theirs != expected:
                 raise UserError(f"{run.path} is of another plan; use another --work")
-            if saved_step(run) >= theirs.steps:
+            if run.saved_step() >= theirs.steps:
                 return run
         recipe = self.work / "recipes" / f"{name}.toml"
         config.save(recipe)

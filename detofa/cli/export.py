@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from detofa.export.export import Exported
     from detofa.runtime.gates import Judge
+    from detofa.runtime.tensorrt.build import BatchSizes
     from detofa.subnet import Subnet
     from detofa.supernet.detector import StaticDetector
 
@@ -88,8 +89,9 @@ def export(
         ),
     ] = None,
     builds: Annotated[
-        int, typer.Option(min=1, help="Builds of a TensorRT engine; the fastest is kept.")
-    ] = 3,
+        int | None,
+        typer.Option(min=1, help="Builds of a TensorRT engine; the fastest is kept.  [default: 3]"),
+    ] = None,
     via: Annotated[
         Via,
         typer.Option(
@@ -119,9 +121,12 @@ def export(
     What is not as good as PyTorch is kept as NAME.onnx.rejected only; the exit code is then 1.
     """
     if to is Target.TENSORRT:
-        _check_tensorrt(via)
-    elif batches is not None:
-        raise typer.BadParameter("goes with --to tensorrt", param_hint="--batches")
+        _check_tensorrt(via, serves=triton is not None)
+    elif batches is not None or builds is not None or via is not Via.PYTHON:
+        raise typer.BadParameter("go with --to tensorrt", param_hint="--batches, --builds, --via")
+    from detofa.runtime.tensorrt.build import UP_TO_EIGHT, BatchSizes
+
+    sizes = UP_TO_EIGHT if batches is None else parsed(BatchSizes.parse, batches, "--batches")
     import numpy as np
 
     from detofa.blocks import NeckHead
@@ -167,7 +172,7 @@ def export(
         make_app(model, app)
         print(f"wrote {app}; on the device: `python3 {app.name} predict IMAGES`")
     if to is Target.TENSORRT:
-        engine = _to_tensorrt(exported, batches, builds, via, images, judge)
+        engine = _to_tensorrt(exported, sizes, builds or 3, via, images, judge)
         if engine is None:
             return
         model = engine
@@ -177,17 +182,25 @@ def export(
         print(f"wrote {write_triton(model, triton)}; `tritonserver --model-repository {triton}`")
 
 
-def _check_tensorrt(via: Via) -> None:
+def _check_tensorrt(via: Via, *, serves: bool) -> None:
     """Raise UserError before the long work if what is to build an engine is not here."""
+    import shutil
+
+    from detofa.runtime.cuda import Cuda
     from detofa.runtime.tensorrt.build import import_tensorrt
 
     if via is Via.PYTHON:
         import_tensorrt()
+    elif shutil.which("trtexec") is None:
+        if serves:
+            raise UserError("--triton needs the engine, and trtexec is not here to build it")
+        return
+    Cuda().gpu()
 
 
 def _to_tensorrt(
     exported: "Exported",
-    batches: str | None,
+    sizes: "BatchSizes",
     builds: int,
     via: Via,
     images: "Mapping[str, NDArray[np.uint8]]",
@@ -196,23 +209,24 @@ def _to_tensorrt(
     """Build an engine beside an ONNX file; None where there is only its command to print."""
     import shutil
 
-    from detofa.runtime.tensorrt.build import UP_TO_EIGHT, BatchSizes
     from detofa.runtime.tensorrt.make import EnginePlan, make_engine
 
     engine = exported.model_path.with_suffix(".engine")
     plan = EnginePlan(
         onnx_path=exported.model_path,
         manifest=exported.manifest,
-        batch_sizes=UP_TO_EIGHT
-        if batches is None
-        else parsed(BatchSizes.parse, batches, "--batches"),
+        batch_sizes=sizes,
         builds=builds,
         via=via.value,
     )
     if via is Via.TRTEXEC:
         print(shlex.join(plan.trtexec(engine, engine.parent).command))
         if shutil.which("trtexec") is None:
-            print("trtexec is not here: run this command on the machine that has the GPU")
+            print(
+                "trtexec is not here: run this command on the machine that has the GPU. What it "
+                "writes there is neither checked nor opened by detofa; `--app ZIP` makes what does "
+                "both there: `python3 ZIP build IMAGES --via trtexec`"
+            )
             return None
     with shown_progress() as on_progress:
         made = make_engine(plan, engine, images=images, judge=judge, on_progress=on_progress)

@@ -8,7 +8,15 @@ import typer
 
 from detofa.cli.options import DataOfRun, RunName, SkipBad, TrainDevice, TrainThreads
 from detofa.cli.runs import run_of_subnet
-from detofa.cli.training import find_place, prepare_run, show_size, stopped, training_ranks, watched
+from detofa.cli.training import (
+    claimed,
+    find_place,
+    prepare_run,
+    show_size,
+    stopped,
+    training_ranks,
+    watched,
+)
 from detofa.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,17 +73,18 @@ def finetune(
         wanted = name or f"finetune-{subnet.stem}"
         run = ranks.first(lambda: find_place(wanted, config, again=True))
         task = FinetuneTask(config, record, detector, train=training, validation=validation)
-        trainer = Trainer(config, task, run, own_device, ranks)
-        prepare_run(trainer)
-        with watched(trainer) as (watching, asked):
-            done = finetune_subnet(
-                trainer,
-                record,
-                target,
-                watching,
-                lambda: bool(asked),
-                command=command_line(),
-            )
+        with claimed(run, ranks):
+            trainer = Trainer(config, task, run, own_device, ranks)
+            prepare_run(trainer)
+            with watched(trainer) as (watching, asked):
+                done = finetune_subnet(
+                    trainer,
+                    record,
+                    target,
+                    watching,
+                    lambda: bool(asked),
+                    command=command_line(),
+                )
         if done is None:
             stopped(run)
         print(

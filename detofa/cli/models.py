@@ -97,6 +97,8 @@ def open_model(
         UserError: none of these, missing, or damaged; or an engine for another machine.
     """
     if path.suffix == ".engine":
+        if runtime is not ModelRuntime.ONNXRUNTIME:
+            raise UserError(f"{path} is run by TensorRT; --runtime is for .onnx files")
         from detofa.runtime.detector import open_detector
         from detofa.runtime.tensorrt.record import EngineRecord
 

@@ -42,7 +42,7 @@ def _changed(run: "RunFolder") -> float:
 
 def _row(run: "RunFolder") -> list[str]:
     try:
-        config, step = run.load_config(), saved_step(run)
+        config, step = run.load_config(), run.saved_step()
     except UserError as error:
         return [run.path.name, "-", "-", "-", f"broken: {error}", "-", "-", "-"]
     evaluated = [record["ap"] for record in run.read_metrics() if "ap" in record]
@@ -57,28 +57,6 @@ def _row(run: "RunFolder") -> list[str]:
         average_precision(ap.get("smallest")),
         duration(time.time() - _changed(run)),
     ]
-
-
-def saved_step(run: "RunFolder") -> int:
-    """Return the step that a run's training state was written at; 0 before the first.
-
-    Raises:
-        UserError: the state is there but not whole.
-    """
-    import json
-
-    from safetensors import SafetensorError, safe_open
-
-    if not run.state.is_file():
-        return 0
-    try:
-        with safe_open(run.state, framework="np") as file:
-            return int(json.loads((file.metadata() or {})["detofa"])["step"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{run.state} is not a whole training state ({error}); remove it to start this run "
-            "again, or train under another --name"
-        ) from error
 
 
 def find_run(name: str | None) -> "RunFolder":

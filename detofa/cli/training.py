@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 import typer
 
 from detofa.cli.display import average_precision, duration
-from detofa.cli.runs import saved_step
 from detofa.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def find_place(name: str | None, config: "TrainConfig", *, again: bool = False) 
     if _is_free(run.path):
         print(f"run {run.path}")
         return run
-    earlier, step = run.load_config(), saved_step(run)
+    earlier, step = run.load_config(), run.saved_step()
     differing = _differences(earlier, config)
     if differing:
         raise UserError(
@@ -128,7 +127,10 @@ def find_place(name: str | None, config: "TrainConfig", *, again: bool = False) 
 
 
 def _is_free(path: Path) -> bool:
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    """Return whether a run may begin there: nothing, or what one leaves that hardly began."""
+    if not path.exists():
+        return True
+    return path.is_dir() and {entry.name for entry in path.iterdir()} <= {".lock", "data"}
 
 
 def _is_finished(run: "RunFolder") -> bool:
@@ -144,7 +146,7 @@ def _is_finished(run: "RunFolder") -> bool:
             f"{run.path} is there but is no run: it has no config.toml; choose another --name, or "
             "move it away"
         )
-    return saved_step(run) >= run.load_config().steps
+    return run.saved_step() >= run.load_config().steps
 
 
 def _differences(earlier: "TrainConfig", wanted: "TrainConfig") -> str:
@@ -219,18 +221,27 @@ def run_training(
     from detofa.train.method import train_by_method
     from detofa.train.trainer import Trainer
 
-    trainer = Trainer(config, task, run, device, ranks)
-    prepare_run(trainer)
-    with watched(trainer) as (watching, asked):
-        finished = train_by_method(
-            trainer,
-            watching,
-            lambda: bool(asked),
-            tell=watching.tell,
-            on_progress=watching.on_progress,
-        )
-    if not finished:
-        stopped(run)
+    with claimed(run, ranks):
+        trainer = Trainer(config, task, run, device, ranks)
+        prepare_run(trainer)
+        with watched(trainer) as (watching, asked):
+            finished = train_by_method(
+                trainer,
+                watching,
+                lambda: bool(asked),
+                tell=watching.tell,
+                on_progress=watching.on_progress,
+            )
+        if not finished:
+            stopped(run)
+
+
+@contextlib.contextmanager
+def claimed(run: "RunFolder", ranks: "Ranks") -> Iterator[None]:
+    """Keep other processes than these ranks from training in a folder; see `RunFolder.claimed`."""
+    with contextlib.ExitStack() as stack:
+        ranks.first(lambda: stack.enter_context(run.claimed()))
+        yield
 
 
 def prepare_run(trainer: "Trainer") -> None:
@@ -243,6 +254,8 @@ def prepare_run(trainer: "Trainer") -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     trainer.config.save(run.config)
     run.write_environment(command_line())
+    if trainer.note:
+        print(f"note: {trainer.note}")
     if trainer.step == 0 and run.metrics.is_file():
         run.forget_after(0)  # lines of a run that was killed before its first checkpoint
 
@@ -259,7 +272,7 @@ def watched(trainer: "Trainer") -> "Iterator[tuple[_Bar | _Lines, list[bool]]]":
 
 def stopped(run: "RunFolder") -> NoReturn:
     """Say that a run was stopped, and exit as a shell expects it."""
-    print(f"stopped at step {saved_step(run)}; the same command resumes")
+    print(f"stopped at step {run.saved_step()}; the same command resumes")
     raise typer.Exit(_STOPPED)
 
 

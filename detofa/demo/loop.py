@@ -139,7 +139,7 @@ def fresh_run(folder: Path) -> RunFolder:
         raise UserError(f"{folder} holds another run, not a demo's; choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in (run.state, run.metrics, run.supernet):
+        for path in (*run.states, run.metrics, run.supernet):
             path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error

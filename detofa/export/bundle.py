@@ -22,7 +22,8 @@ no PyTorch and no network. It writes nothing but what --output names.
 
 On an NVIDIA GPU with TensorRT 10.16 or 11, whose engines run only where they were built:
 
-    python3 {name} build photos/         {stem}.engine, checked on these pictures
+    python3 {name} build photos/         {stem}.engine; checked on these pictures where
+                                         onnxruntime and scipy are, too
     python3 {name} predict photos/ --runtime tensorrt
 """
 

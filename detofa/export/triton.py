@@ -74,7 +74,7 @@ def write_triton(
     is_engine = model_path.suffix == ".engine"
     manifest = Manifest.of(model_path.with_suffix(".onnx") if is_engine else model_path)
     if is_engine:
-        _check_engine(model_path, manifest)
+        max_batch = _largest_batch(model_path, manifest, max_batch)
     place = folder / name
     file_name = "model.plan" if is_engine else "model.onnx"
     config = _config(manifest, name, "tensorrt" if is_engine else "onnxruntime", max_batch)
@@ -86,13 +86,26 @@ def write_triton(
     return place
 
 
-def _check_engine(engine: Path, manifest: Manifest) -> None:
-    """Raise UserError unless an engine is whole and was built from the ONNX file beside it."""
-    if EngineRecord.load(engine).onnx_sha256 != manifest.model_sha256:
+def _largest_batch(engine: Path, manifest: Manifest, wanted: int) -> int:
+    """Return the largest batch that Triton may make for an engine.
+
+    Raises:
+        UserError: it is not whole, was built from another ONNX file, or does not take one image.
+    """
+    record = EngineRecord.load(engine)
+    if record.onnx_sha256 != manifest.model_sha256:
         raise UserError(
             f"{engine} was built from another ONNX file than the one beside it; build it again "
             f"with {REBUILD}"
         )
+    smallest, _, largest = next(iter(record.input_shapes.values()))
+    is_free = isinstance(next(iter(manifest.inputs.values()))[0], str)
+    if is_free and smallest[0] > 1:
+        raise UserError(
+            f"{engine} takes at least {smallest[0]} images at once, but Triton may have only one; "
+            "build it with --batches 1,..."
+        )
+    return min(wanted, largest[0])
 
 
 def check_name(name: str) -> str:

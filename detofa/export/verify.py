@@ -181,8 +181,8 @@ def _compare(
             (found[BOXES_NAME][row], found[SCORES_NAME][row]),
             tolerance,
         )
-        for row, wanted in enumerate(expected)
-        if finite
+        for row, (name, wanted) in enumerate(zip(batch, expected, strict=True))
+        if finite and tolerance.counts(name)
     ]
     return ParityCase(
         images=batch,
@@ -190,9 +190,9 @@ def _compare(
         head_relative_errors=errors,
         num_compared=sum(match.num_compared for match in matches),
         num_matched=sum(match.num_matched for match in matches),
-        worst_iou=min((match.worst_iou for match in matches), default=0.0),
+        worst_iou=min((match.worst_iou for match in matches), default=float(finite)),
         worst_score_difference=max(
-            (match.worst_score_difference for match in matches), default=1.0
+            (match.worst_score_difference for match in matches), default=float(not finite)
         ),
     )
 

@@ -32,12 +32,13 @@ from detofa.runtime.predictions import image_files, write_predictions
 from detofa.runtime.session import RuntimeName
 from detofa.runtime.tensorrt.build import BatchSizes
 from detofa.runtime.tensorrt.make import EnginePlan, make_engine
+from detofa.runtime.tensorrt.record import PACKED_MODEL
 from detofa.runtime.tensorrt.session import open_engine
 from detofa.timer import Timing
 
 DATA = "detector_data"
 """Package inside the zip that holds the model and its manifest."""
-MODEL, RECORD = "model.onnx", "model.manifest.json"
+MODEL, RECORD = PACKED_MODEL, "model.manifest.json"
 _ENGINE = "tensorrt"
 
 FILES = (
@@ -59,6 +60,7 @@ FILES = (
     "runtime/draw.py",
     "runtime/gates.py",
     "runtime/manifest.py",
+    "runtime/matching.py",
     "runtime/measuring.py",
     "runtime/openvino_cpu.py",
     "runtime/postprocess.py",
@@ -125,7 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--batch", type=int, help="images of one call")
     bench.set_defaults(run=_bench)
     build = commands.add_parser("build", help="build a TensorRT engine for the GPU that is here")
-    build.add_argument("images", nargs="+", type=Path, help="on which it is checked")
+    build.add_argument(
+        "images",
+        nargs="+",
+        type=Path,
+        help="on which it is checked, where onnxruntime and scipy are",
+    )
     build.add_argument("--engine", type=Path, default=_beside(), help="default %(default)s")
     build.add_argument("--batches", default="1,1,8", help="least, tuned, most; default %(default)s")
     build.add_argument("--builds", type=int, default=3, help="the fastest is kept; default 3")

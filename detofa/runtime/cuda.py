@@ -5,7 +5,9 @@ A device that has TensorRT may have no PyTorch, but it has this library.
 
 import ctypes
 import ctypes.util
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ _NAMES = (
     "cudart64_12.dll",
 )
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
-_NON_BLOCKING = 1
+_NON_BLOCKING, _USUAL_STREAM = 1, 0
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # cudaDeviceAttr
 _NAME_BYTES, _PROPERTIES_BYTES = 256, 1 << 14  # its record begins with the name; far more than all
 
@@ -94,10 +96,14 @@ class Cuda:
         self._call("cudaFree", ctypes.c_void_p(pointer))
 
     def upload(self, pointer: int, data: bytes) -> None:
-        """Copy bytes to the GPU."""
+        """Copy bytes to the GPU; they are there when this returns, for any stream.
+
+        The copy alone does not promise that (CUDA's documentation, "API synchronization behavior").
+        """
         count = ctypes.c_size_t(len(data))
         kind = ctypes.c_int(_HOST_TO_DEVICE)
         self._call("cudaMemcpy", ctypes.c_void_p(pointer), ctypes.c_char_p(data), count, kind)
+        self.finish(_USUAL_STREAM)
 
     def download(self, pointer: int, array: NDArray[Any]) -> None:
         """Copy what lies at an address on the GPU into an array."""
@@ -115,6 +121,14 @@ class Cuda:
         stream = ctypes.c_void_p()
         self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
         return stream.value or 0
+
+    def drop_stream(self, stream: int) -> None:
+        """Give a stream back."""
+        self._call("cudaStreamDestroy", ctypes.c_void_p(stream))
+
+    def drop_event(self, event: int) -> None:
+        """Give an event back."""
+        self._call("cudaEventDestroy", ctypes.c_void_p(event))
 
     def event(self) -> int:
         """Return a new event that can be timed."""
@@ -160,13 +174,17 @@ def _version(number: int) -> str:
 
 
 def _load() -> Any:
+    """Return the CUDA runtime: of the system, of NVIDIA's Python packages, or an old one."""
+    spec = importlib.util.find_spec("nvidia")
+    places = [Path(place) for place in (spec.submodule_search_locations if spec else None) or ()]
+    packed = [str(path) for place in places for path in place.glob("*/lib/libcudart.so.*")]
     found = ctypes.util.find_library("cudart")
-    for name in [*([found] if found else []), *_NAMES]:
+    for name in [*_NAMES, *sorted(packed, reverse=True), *([found] if found else [])]:
         try:
             return ctypes.CDLL(name)
         except OSError:
             continue
     raise UserError(
-        "the CUDA runtime (libcudart) is not here; install the CUDA toolkit's runtime, or add the "
-        "folder that holds it to LD_LIBRARY_PATH"
+        "the CUDA runtime (libcudart) is not here; install the CUDA toolkit's runtime, or "
+        "`pip install nvidia-cuda-runtime`, or add the folder that holds it to LD_LIBRARY_PATH"
     )

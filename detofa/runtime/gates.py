@@ -7,6 +7,8 @@ from typing import Any, Literal
 from detofa.errors import UserError
 from detofa.runtime.session import Session
 
+SHOW_NOTHING = ("(blank)", "(noise)")
+"""Names of the images that are compared though they show nothing; see `made_images`."""
 Precision = Literal["fp32", "fp16", "int8"]
 
 LEAST_SHARE = 0.9
@@ -27,6 +29,7 @@ class Tolerance:
         found: Part of the boxes that must be found again.
         tie: Boxes whose best score is no more than this above the last candidate's need not be
             found: the cut to the top candidates may have taken others.
+        on_nothing: Whether boxes count on images that show nothing, too (`SHOW_NOTHING`).
     """
 
     head_relative_error: float = 1e-4
@@ -35,6 +38,11 @@ class Tolerance:
     score: float = 1e-3
     found: float = 1.0
     tie: float = 1e-3
+    on_nothing: bool = True
+
+    def counts(self, image: str) -> bool:
+        """Return whether boxes on an image of that name count."""
+        return self.on_nothing or image not in SHOW_NOTHING
 
 
 EXACT = Tolerance()
@@ -78,13 +86,14 @@ BARS: Mapping[Precision, Bar] = {
             score=0.3,
             found=0.8,
             tie=0.3,
+            on_nothing=False,
         ),
         ap_loss=0.007,
         ap_gain=1.0,
     ),
 }
-"""Of int8 the average precision decides: its heads may be far off on what is no true image, and
-its best boxes need only be recognisable."""
+"""Of int8 the average precision decides: its ranges are those of true images, so its heads may be
+far off on what is none, and its best boxes need only be recognisable."""
 
 
 @dataclass(frozen=True, kw_only=True)

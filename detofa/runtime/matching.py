@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,8 @@ from detofa.errors import UserError
 from detofa.imaging import resize
 from detofa.runtime.detections import Detections
 from detofa.runtime.detector import Detector
-from detofa.runtime.gates import EXACT, Tolerance
+from detofa.runtime.gates import EXACT, SHOW_NOTHING, Tolerance
 from detofa.runtime.postprocess import pairwise_iou
-from detofa.runtime.session import Session
 
 BATCH_SIZES = (1, 2, 5)
 """Images that go through a model together when it is compared."""
@@ -72,13 +71,16 @@ def match_boxes(
 def same_detections(expected: Detections, found: Detections, tolerance: Tolerance = EXACT) -> bool:
     """Return whether two runs found the same boxes under the same labels, in whatever order."""
     match = match_detections(expected, found, tolerance)
-    return len(found) == match.num_compared == match.num_matched
+    return match.num_matched == match.num_compared
 
 
 def match_detections(expected: Detections, found: Detections, tolerance: Tolerance) -> BoxMatch:
-    """Find the detections of one image again in another run's, under the same labels."""
+    """Find the detections of one image again in another run's, under the same labels.
+
+    All of both count: one that only the other run has is not matched either.
+    """
+    compared = max(len(expected), len(found))
     if not len(expected) or not len(found):
-        compared = len(expected)
         return BoxMatch(
             num_compared=compared, num_matched=0, worst_iou=1.0, worst_score_difference=0.0
         )
@@ -91,7 +93,7 @@ def match_detections(expected: Detections, found: Detections, tolerance: Toleran
     difference = differences[rows, columns]
     same = (overlap >= tolerance.box_iou) & (difference <= tolerance.score)
     return BoxMatch(
-        num_compared=len(expected),
+        num_compared=compared,
         num_matched=int(same.sum()),
         worst_iou=float(overlap[same].min(initial=1)),
         worst_score_difference=float(difference[same].max(initial=0)),
@@ -131,19 +133,22 @@ def compare_detectors(
         images: Each (H, W, 3) uint8, by name.
         tolerance: How far the two may be apart.
     """
-    faults, matches = [], []
+    faults, matches = list[str](), list[BoxMatch]()
     for batch in batches_of(list(images), None):
         inputs, _ = reference.prepare([images[name] for name in batch])
-        found = _matched(detector.session, reference.session, inputs, tolerance)
+        found = _matched(detector, reference, inputs, tolerance)
         where = f"batch of {len(batch)} ({', '.join(batch)})"
         if found is None:
             faults.append(f"{where}: an output is not finite")
             continue
-        compared = sum(match.num_compared for match in found)
-        matched = sum(match.num_matched for match in found)
-        if matched < tolerance.found * compared:
-            faults.append(f"{where}: {compared - matched} of {compared} boxes are not found again")
-        matches += found
+        count = [tolerance.counts(name) for name in batch]
+        for name, some in zip(("boxes", "boxes that would be shown"), found, strict=True):
+            here = [match for match, counts in zip(some, count, strict=True) if counts]
+            compared = sum(match.num_compared for match in here)
+            missing = compared - sum(match.num_matched for match in here)
+            if missing > (1 - tolerance.found) * compared:
+                faults.append(f"{where}: {missing} of {compared} {name} are not found again")
+        matches += [match for match, counts in zip(found[0], count, strict=True) if counts]
     return Comparison(
         num_compared=sum(match.num_compared for match in matches),
         num_matched=sum(match.num_matched for match in matches),
@@ -154,21 +159,31 @@ def compare_detectors(
 
 
 def _matched(
-    session: Session, reference: Session, inputs: NDArray[Any], tolerance: Tolerance
-) -> list[BoxMatch] | None:
-    """Return how the boxes of each image were found again; None if an output is not finite."""
-    if reference.suppresses:
-        expected, found = reference.run_suppressed(inputs), session.run_suppressed(inputs)
-        if not all(np.isfinite(one.boxes_xyxy).all() for one in found):
+    detector: Detector, reference: Detector, inputs: NDArray[Any], tolerance: Tolerance
+) -> tuple[list[BoxMatch], list[BoxMatch]] | None:
+    """Return how boxes of each image were found again, and how those that would be shown were.
+
+    None if an output is not finite.
+    """
+    session, other = detector.session, reference.session
+    if other.suppresses:
+        expected, found = other.run_suppressed(inputs), session.run_suppressed(inputs)
+        if not all(np.isfinite(v).all() for one in found for v in (one.boxes_xyxy, one.scores)):
             return None
-        return [match_detections(*pair, tolerance) for pair in zip(expected, found, strict=True)]
-    wanted, got = reference.run(inputs), session.run(inputs)
+        shown = [match_detections(*pair, tolerance) for pair in zip(expected, found, strict=True)]
+        return shown, shown
+    wanted, got = other.run(inputs), session.run(inputs)
     if not all(np.isfinite(values).all() for values in got):
         return None
-    return [
-        match_boxes((wanted[0][row], wanted[1][row]), (got[0][row], got[1][row]), tolerance)
-        for row in range(len(inputs))
-    ]
+    least = reference.postprocessing.score_threshold + tolerance.score
+    matches, best = [], []
+    for row in range(len(inputs)):
+        boxes, scores = wanted[0][row], wanted[1][row]
+        matches.append(match_boxes((boxes, scores), (got[0][row], got[1][row]), tolerance))
+        kept = scores.max(axis=1) >= least
+        all_count = replace(tolerance, tie=-1.0)
+        best.append(match_boxes((boxes[kept], scores[kept]), (got[0][row], got[1][row]), all_count))
+    return matches, best
 
 
 def check_same(
@@ -214,8 +229,8 @@ def made_images(
         for pair in (four[:2], four[2:])
     ]
     return {
-        "(blank)": np.zeros((*size, 3), np.uint8),
-        "(noise)": rng.integers(0, 256, (*size, 3), dtype=np.uint8),
+        SHOW_NOTHING[0]: np.zeros((*size, 3), np.uint8),
+        SHOW_NOTHING[1]: rng.integers(0, 256, (*size, 3), dtype=np.uint8),
         "(wide cut)": first[: max(1, first.shape[0] // 3)],
         "(tall cut)": first[:, : max(1, first.shape[1] // 3)],
         "(crowded)": np.vstack(rows),

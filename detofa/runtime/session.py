@@ -340,9 +340,15 @@ def _as_user_error(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # ONNX Runtime has a dozen types without a common base of its own
+        advice = "it may be damaged or of another kind: export it again with `detofa export`"
+        if "opset" in str(error):
+            advice = (
+                f"its opset is newer than ONNX Runtime {runtime_version()} knows: install a newer "
+                "onnxruntime"
+            )
         raise UserError(
-            f"{name} is not a model that ONNX Runtime can open; it may be damaged or of another "
-            f"kind: export it again with `detofa export`. ONNX Runtime says: {error}"
+            f"{name} is not a model that ONNX Runtime can open; {advice}. ONNX Runtime says: "
+            f"{error}"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """Weights and training state on disk: safetensors files with a JSON header, written atomically."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from detofa.subnet import Subnet
 from detofa.supernet.classifier import ClassifierSupernet
 from detofa.supernet.detector import StaticDetector, Supernet
 from detofa.supernet.sharing import ArchModule, WeightSharing, network_from_state
-from detofa.train.supernet_record import TRAIN, SupernetRecord, read_header
+from detofa.train.loss_guard import LossGuard
+from detofa.train.supernet_record import TRAIN, SupernetRecord, earlier_state, read_header
 
 _CLASS_OUTPUTS = ("largest.head.class_tower.output.", "largest.tail.linear.")
 _OPTIMISER_PARTS = ("step", "exp_avg", "exp_avg_sq")
@@ -98,37 +100,48 @@ def load_earlier_supernet(
 
 
 def save_training_state(
-    path: Path, supernet: ArchModule[Any], averaged: nn.Module, optimiser: Optimizer, step: int
+    path: Path,
+    supernet: ArchModule[Any],
+    averaged: nn.Module,
+    optimiser: Optimizer,
+    step: int,
+    guard: LossGuard,
 ) -> None:
-    """Write all that a training run needs to go on, in one file."""
+    """Write all that a training run needs to go on, in one file; the one before it is kept."""
     tensors = {f"weights/{name}": value for name, value in supernet.state_dict().items()}
     tensors |= {f"averaged/{name}": value for name, value in averaged.state_dict().items()}
     for name, parameter in supernet.named_parameters():
         for part, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser/{name}/{part}"] = value
-    write_tensors(path, tensors, "training_state", {"step": step})
+    header = {"step": step, "guard": guard.to_json()}
+    write_tensors(path, tensors, "training_state", header, keep=earlier_state(path))
 
 
 def load_training_state(
     path: Path, supernet: ArchModule[Any], averaged: nn.Module, optimiser: Optimizer
-) -> int:
-    """Restore what `save_training_state` wrote; return the step to go on with.
+) -> tuple[int, LossGuard, str]:
+    """Restore what `save_training_state` wrote: the newest state, or the one before it.
+
+    Returns:
+        The step to go on with, what the guard knew, and a note for the user where the newest state
+        is broken, else an empty text.
 
     Raises:
-        UserError: missing, truncated, or of another supernet.
+        UserError: missing, or both truncated or damaged; or of another supernet.
     """
-    tensors, header = read_tensors(path, "training_state", remake=TRAIN)
+    path, tensors, header, note = _newest_whole(path)
     try:
         supernet.load_state_dict(_under(tensors, "weights/"))
         averaged.load_state_dict(_under(tensors, "averaged/"))
         for name, parameter in supernet.named_parameters():
             state = _under(tensors, f"optimiser/{name}/")
+            optimiser.state.pop(parameter, None)  # of a run that goes back to its start
             if state:
                 optimiser.state[parameter] = {
                     part: state[part].to(parameter.device if part != "step" else "cpu")
                     for part in _OPTIMISER_PARTS
                 }
-        return int(header["step"])
+        return int(header["step"]), LossGuard.from_json(header["guard"]), note
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{path} is not a state of this run ({str(error).splitlines()[0]}); remove it to start "
@@ -136,30 +149,74 @@ def load_training_state(
         ) from error
 
 
+def _newest_whole(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any], str]:
+    """Return the newest training state that can be read, and what is wrong with a newer one."""
+    earlier, note = earlier_state(path), ""
+    try:
+        return path, *read_tensors(path, "training_state", remake=TRAIN), note
+    except UserError as error:
+        if not earlier.is_file():
+            raise
+        note = f"{error}; going on from the state before it" if path.exists() else ""
+    return earlier, *read_tensors(earlier, "training_state", remake=TRAIN), note
+
+
 def write_tensors(
-    path: Path, tensors: dict[str, Tensor], kind: str, header: dict[str, Any]
+    path: Path,
+    tensors: dict[str, Tensor],
+    kind: str,
+    header: dict[str, Any],
+    *,
+    keep: Path | None = None,
 ) -> None:
-    """Write tensors and a JSON header to one safetensors file, atomically."""
-    text = json.dumps({"schema": SCHEMA, "kind": kind, **header}, allow_nan=False)
+    """Write tensors and a JSON header to one safetensors file, atomically.
+
+    Args:
+        path: The file.
+        tensors: By name.
+        kind: What it is; `read_tensors` asks for it.
+        header: More of the header.
+        keep: Where the file that is there already goes, once the new one is whole.
+    """
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    known = {"schema": SCHEMA, "kind": kind, "sha256": _digest(whole)}
+    text = json.dumps({**known, **header}, allow_nan=False)
     with atomic_path(path) as temporary:
         save_file(whole, temporary, metadata={"detofa": text})
+        if keep is not None and path.is_file():
+            path.replace(keep)
 
 
 def read_tensors(path: Path, kind: str, *, remake: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_tensors` wrote.
 
     Raises:
-        UserError: missing, truncated, from elsewhere, of another kind or schema.
+        UserError: missing, truncated, damaged, from elsewhere, of another kind or schema.
     """
     header = read_header(path, kind, remake=remake)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}); make it again with {remake}"
         ) from error
+    if header.get("sha256") != _digest(tensors):
+        raise UserError(
+            f"{path} is damaged: its weights are not those that were written; make it again with "
+            f"{remake}"
+        )
+    return tensors, header
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors and their names, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].contiguous().view(-1).view(torch.uint8)
+        digest.update(name.encode())
+        digest.update(values.numpy().data)
+    return digest.hexdigest()
 
 
 def save_subnet_weights(path: Path, detector: StaticDetector) -> None:

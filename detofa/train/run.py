@@ -1,11 +1,13 @@
 """RunFolder: where a run keeps its files."""
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -15,6 +17,7 @@ from typing import Any
 from detofa.errors import UserError
 from detofa.files import write_json, write_text
 from detofa.train.config import TrainConfig, read_recipe
+from detofa.train.supernet_record import TRAIN, earlier_state, read_header
 
 RUNS = Path("runs")
 _PACKAGES = ("detofa", "numpy", "torch", "torchvision", "onnxruntime", "faster-coco-eval")
@@ -58,6 +61,52 @@ class RunFolder:
     def state(self) -> Path:
         """Return the path of the training state."""
         return self.path / "state" / "training.safetensors"
+
+    @property
+    def states(self) -> list[Path]:
+        """Return the paths of the training states that are there, the newest first."""
+        return [path for path in (self.state, earlier_state(self.state)) if path.is_file()]
+
+    def saved_step(self) -> int:
+        """Return the step that the newest whole training state was written at; 0 without any.
+
+        Raises:
+            UserError: there are states, and none is whole.
+        """
+        broken: UserError | None = None
+        for path in self.states:
+            try:
+                return int(read_header(path, "training_state", remake=TRAIN)["step"])
+            except (UserError, KeyError, TypeError, ValueError) as error:
+                broken = broken or UserError(
+                    f"{path} is not a whole training state ({error}); remove it to start this run "
+                    "again, or train under another --name"
+                )
+        if broken is not None:
+            raise broken
+        return 0
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the system forgets it with this one.
+
+        Raises:
+            UserError: another process trains there, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror or error}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"another process is training in {self.path}; wait for it, stop it, or choose "
+                    "another --name"
+                ) from error
+            yield
 
     @property
     def path_filter(self) -> Path:

@@ -102,3 +102,8 @@ def read_header(path: Path, kind: str, *, remake: str) -> dict[str, Any]:
             f"again with {remake}"
         )
     return header
+
+
+def earlier_state(state: Path) -> Path:
+    """Return where the training state before the newest one lies."""
+    return state.with_name(f"{state.stem}.earlier{state.suffix}")

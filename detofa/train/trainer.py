@@ -17,6 +17,7 @@ from detofa.supernet.sharing import ArchModule
 from detofa.train.checkpoint import load_training_state, save_training_state
 from detofa.train.config import TrainConfig
 from detofa.train.gradients import SandwichGradients
+from detofa.train.loss_guard import LossGuard
 from detofa.train.memory import release_freed_memory
 from detofa.train.ranks import ALONE, Ranks
 from detofa.train.run import RunFolder
@@ -73,11 +74,9 @@ class Trainer:
         self.averaged = AveragedModel(self.supernet, multi_avg_fn=_ramped_average(config.ema_decay))
         self.optimiser = _optimiser(self.supernet, config)
         self.batches = task.batches(part=(ranks.index, ranks.count))
-        self.step = 0
-        if run.state.is_file():
-            self.step = load_training_state(run.state, self.supernet, self.averaged, self.optimiser)
-            if ranks.is_first:
-                run.forget_after(self.step)
+        self.step, self.guard, self.note = 0, LossGuard(), ""
+        if run.states:
+            self._restore()
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         self._gradients = SandwichGradients(self.supernet, task.objective(device), device, threads)
 
@@ -102,10 +101,27 @@ class Trainer:
 
         Returns:
             Whether that step was reached; if not, the same run resumes.
+
+        Raises:
+            UserError: the loss explodes again and again; see `LossGuard`.
         """
         config = self.config
         sandwich = self.task.sandwich(self.space) if sandwich is None else sandwich
         until = config.steps if until is None else min(until, config.steps)
+        while self.step < until:
+            if not self._train_on(observer, should_stop, sandwich, until):
+                return False
+        return True
+
+    def _train_on(
+        self,
+        observer: Observer,
+        should_stop: Callable[[], bool],
+        sandwich: Callable[[int], Sequence[Arch]],
+        until: int,
+    ) -> bool:
+        """Train until a step is reached or training went back; return whether to go on."""
+        config = self.config
         evaluate_at = {
             round(config.steps * (index + 1) / config.evaluations)
             for index in range(config.evaluations)
@@ -113,7 +129,10 @@ class Trainer:
         self.supernet.train()
         last, spent = time.perf_counter(), self.clock()
         for batch in self.batches.prefetch(self.step, until):
-            loss = self._train_step(batch, sandwich(self.step))
+            loss, is_sound = self._train_step(batch, sandwich(self.step))
+            if self.guard.should_return:
+                self._go_back()
+                return True
             self.step += 1
             if self.step % _STEPS_BETWEEN_RELEASES == 0:
                 release_freed_memory()
@@ -121,7 +140,8 @@ class Trainer:
             images_per_s, last = config.batch_size / (now - last), now
             seconds = (self.clock() - spent) * self.ranks.count
             observer.on_step(self.step, config.steps, loss, images_per_s)
-            self._log({"loss": loss, "images_per_s": images_per_s, "seconds": seconds})
+            told = {"loss": loss} if is_sound else {"skipped": self.guard.skipped}
+            self._log({**told, "images_per_s": images_per_s, "seconds": seconds})
             if self.step in evaluate_at:
                 self._evaluate(observer)
                 last = time.perf_counter()
@@ -143,7 +163,35 @@ class Trainer:
 
     def _write(self) -> None:
         self.task.save(self.run.weights(self.config.task), self.averaged_supernet, self.step)
-        save_training_state(self.run.state, self.supernet, self.averaged, self.optimiser, self.step)
+        save_training_state(
+            self.run.state, self.supernet, self.averaged, self.optimiser, self.step, self.guard
+        )
+
+    def _restore(self) -> None:
+        """Take up the newest whole state of this run."""
+        self.step, self.guard, self.note = load_training_state(
+            self.run.state, self.supernet, self.averaged, self.optimiser
+        )
+        if self.ranks.is_first:
+            self.run.forget_after(self.step)
+
+    def _go_back(self) -> None:
+        """Take up the last state that was saved, to go on at half the learning rate.
+
+        Raises:
+            UserError: there is none, or training went back too often.
+        """
+        step, before = self.step, self.guard
+        if not self.run.states:
+            raise UserError(
+                f"the loss is not finite, or exploded, up to step {step + 1}, before anything was "
+                f"saved; start again with a smaller --learning-rate than "
+                f"{self.config.learning_rate:g}, and look at the data with `detofa data check`"
+            )
+        self._restore()
+        self.guard.returned(before)
+        self.save()
+        self._log({"went_back_from": step, "skipped": self.guard.skipped})
 
     @property
     def averaged_supernet(self) -> ArchModule[Any]:
@@ -152,9 +200,10 @@ class Trainer:
         assert isinstance(module, ArchModule)
         return module
 
-    def _train_step(self, batch: Batch, archs: Sequence[Arch]) -> float:
+    def _train_step(self, batch: Batch, archs: Sequence[Arch]) -> tuple[float, bool]:
+        """Train on a batch; return the loss, and whether it was sound enough to count."""
         config = self.config
-        factor = learning_rate_factor(self.step, config)
+        factor = self.guard.rate * learning_rate_factor(self.step, config)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak_rate"] * factor
         if self.step < config.largest_first * config.steps:
@@ -165,14 +214,11 @@ class Trainer:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        if not math.isfinite(loss) or not bool(norm.isfinite()):
-            raise UserError(
-                f"the loss became {loss} at step {self.step + 1}; start again with a smaller "
-                f"--learning-rate than {config.learning_rate:g}"
-            )
-        self.optimiser.step()
-        self.averaged.update_parameters(self.supernet)
-        return loss
+        is_sound = self.guard.is_sound(loss, float(norm))
+        if is_sound:
+            self.optimiser.step()
+            self.averaged.update_parameters(self.supernet)
+        return loss, is_sound
 
     def _evaluate(self, observer: Observer) -> None:
         paths = self.task.paths_to_watch

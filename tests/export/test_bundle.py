@@ -1,5 +1,6 @@
 """A packed detector, run as on a device: with numpy, pillow and a runtime, and without torch."""
 
+import ast
 import json
 import zipfile
 from pathlib import Path
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import detofa
 from detofa.errors import UserError
 from detofa.export.bundle import make_app
 from detofa.export.export import export_subnet
+from detofa.profiling import on_device
+from detofa.runtime import app
 from detofa.runtime.detector import open_detector
 from detofa.runtime.predictions import write_predictions
 from tests.bare import newer_than_python_3_10, only_packages, run_bare
@@ -151,3 +155,26 @@ def test_it_holds_nothing_newer_than_python_3_10_and_equal_models_make_equal_zip
     again = tmp_path / "cells.zip"
     make_app(folder / "cells.onnx", again)
     assert again.read_bytes() == Path(folder / "cells.zip").read_bytes()
+
+
+@pytest.mark.parametrize("files", [app.FILES, on_device.FILES], ids=["app", "kit"])
+def test_what_packed_code_imports_is_packed_too_even_where_it_is_imported_late(files):
+    package = Path(detofa.__file__).parent
+    missing = []
+    for name in set(files) - {"profiling/torch_cuda.py"}:  # whose models no kit holds
+        tree = ast.parse((package / name).read_text())
+        typing = {
+            inside
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            for inside in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node not in typing:
+                module = node.module or ""
+                if module.split(".")[0] == "detofa":
+                    path = module.removeprefix("detofa").lstrip(".").replace(".", "/")
+                    held = {f"{path}.py", f"{path}/__init__.py"} & set(files)
+                    if path and not held:
+                        missing.append(f"{name} imports {module}")
+    assert not missing

@@ -113,7 +113,7 @@ def test_an_engine_beside_its_file_is_served_by_tensorrt(exported, tmp_path):
         built_by="tensorrt",
         gpu=Gpu(name="L4", compute_capability="8.9", driver_cuda="13.0", runtime_cuda="13.0"),
         system="Linux x86_64",
-        input_shapes={},
+        input_shapes={"images": tuple((count, 3, 96, 160) for count in (1, 2, 3))},
         workspace_bytes=0,
         builds=[],
         spread=0.0,
@@ -125,6 +125,12 @@ def test_an_engine_beside_its_file_is_served_by_tensorrt(exported, tmp_path):
     )
     record.save(engine)
     with pytest.raises(UserError, match="built from another ONNX file"):
+        write_triton(engine, tmp_path / "models")
+    dataclasses.replace(record, onnx_sha256=sha256_file(path)).save(engine)
+    assert read(write_triton(engine, tmp_path / "models")).max_batch_size == 3
+    two = dataclasses.replace(record, input_shapes={"images": ((2, 3, 96, 160),) * 3})
+    dataclasses.replace(two, onnx_sha256=sha256_file(path)).save(engine)
+    with pytest.raises(UserError, match="at least 2 images at once"):
         write_triton(engine, tmp_path / "models")
     dataclasses.replace(record, onnx_sha256=sha256_file(path)).save(engine)
     place = write_triton(engine, tmp_path / "models", name="fast", max_batch=1)

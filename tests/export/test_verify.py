@@ -91,7 +91,8 @@ def test_a_faithful_export_passes_on_every_image_and_batch(export, images):
     assert report.passed, report.reasons
     assert {len(case.images) for case in report.cases} == {1, 2, 5}
     alone = {case.images[0] for case in report.cases if len(case.images) == 1}
-    assert alone == {"wide", "tall", "even", "(blank)", "(noise)", "(wide cut)", "(tall cut)"}
+    made = {"(blank)", "(noise)", "(wide cut)", "(tall cut)", "(crowded)"}
+    assert alone == {"wide", "tall", "even", *made}
     record = report.to_json()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert record["passed"]

@@ -51,6 +51,15 @@ def test_a_damaged_file_is_named_without_a_word_on_the_terminal(tmp_path, conten
     assert captured.out == captured.err == ""
 
 
+def test_an_opset_from_the_future_is_told(tmp_path):
+    path = brightness_model(tmp_path / "model.onnx")
+    model = onnx.load(path)
+    model.opset_import[0].version = 99
+    onnx.save(model, path)
+    with pytest.raises(UserError, match="opset is newer than ONNX Runtime"):
+        OnnxSession(path)
+
+
 def test_a_missing_file_or_a_folder_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no\.onnx does not exist"):
         open_onnx(tmp_path / "no.onnx")

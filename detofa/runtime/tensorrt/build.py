@@ -1,5 +1,6 @@
 """Building: from an ONNX file to a serialised engine, in the precision of the file's own types."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,6 @@ def serialized_engine(
     batch_sizes: BatchSizes,
     workspace_bytes: int = WORKSPACE_BYTES,
     timings: bytes = b"",
-    timings_name: str = "of an earlier build",
 ) -> Engine:
     """Build an engine for this machine's GPU, in the precision of the ONNX file.
 
@@ -88,16 +88,16 @@ def serialized_engine(
         batch_sizes: What the free batch size may be.
         workspace_bytes: Memory that a layer may use for its work.
         timings: The timing cache of an earlier build, so that builds are alike; empty for none.
-        timings_name: What messages call it.
+            One that TensorRT refuses is not used.
 
     Raises:
         UserError: TensorRT or its GPU is missing, the ONNX file is missing, or TensorRT refuses
-            it or the timings; gives every message of its parser.
+            it; gives every message of its parser.
     """
     trt = import_tensorrt()
     if not onnx_path.is_file():
         raise UserError(f"{onnx_path} does not exist; make it with `detofa export`")
-    logger = trt.Logger(trt.Logger.Severity.WARNING)
+    logger = logger_of(trt)
     builder = made(trt, trt.Builder, logger)
     network = checked(builder.create_network(_network_flags(trt)), "create a network")
     _parse(trt, network, logger, onnx_path)
@@ -106,13 +106,19 @@ def serialized_engine(
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and not what fp32 says
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layers say their precision
     shapes = _add_profile(builder, network, config, batch_sizes)
-    cache = _set_timing_cache(config, timings, timings_name)
+    cache = _set_timing_cache(config, timings)
     engine = builder.build_serialized_network(network, config)
     checked(engine, f"build an engine from {onnx_path}; its log above says why")
     after = checked(cache.serialize(), "save timings")
     return Engine(
         data=bytes(engine), timings=bytes(after), input_shapes=shapes, tensorrt=trt.__version__
     )
+
+
+@functools.cache
+def logger_of(trt: ModuleType) -> Any:
+    """Return the one logger of this process: TensorRT keeps the first that it is given."""
+    return trt.Logger(trt.Logger.Severity.WARNING)
 
 
 def made(trt: ModuleType, factory: Any, logger: Any) -> Any:
@@ -138,8 +144,8 @@ def import_tensorrt() -> ModuleType:
         raise UserError(
             f"TensorRT cannot be used here ({error}). It needs an NVIDIA GPU with its driver, on "
             "Linux or Windows; then `pip install 'detofa[tensorrt]'` installs TensorRT 11 for "
-            "CUDA 13, whose libraries pip fetches from NVIDIA's own index. For a driver of CUDA "
-            "12, add `pip install tensorrt-cu12`"
+            "CUDA 13, whose libraries pip fetches from NVIDIA's own index; for a driver of CUDA 12 "
+            "it is 'detofa[tensorrt-cu12]' instead"
         ) from error
     return tensorrt  # type: ignore[no-any-return]
 
@@ -190,12 +196,10 @@ def _add_profile(
     return shapes
 
 
-def _set_timing_cache(config: Any, timings: bytes, name: str) -> Any:
-    """Start from the timings of an earlier build, if there are any."""
-    cache = config.create_timing_cache(timings)
-    if cache is None or not config.set_timing_cache(cache, False):
-        raise UserError(
-            f"the timing cache {name} is of another GPU or another TensorRT; remove it and build "
-            "again"
-        )
-    return cache
+def _set_timing_cache(config: Any, timings: bytes) -> Any:
+    """Start from the timings of an earlier build; from none where they are damaged or foreign."""
+    for data in dict.fromkeys((timings, b"")):
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+    raise UserError("TensorRT could not make a timing cache; its log above says why")

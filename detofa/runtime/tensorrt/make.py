@@ -1,5 +1,6 @@
 """Making an engine: several builds, the fastest kept, checked, and only then given its name."""
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -36,7 +37,7 @@ from detofa.runtime.tensorrt.build import (
 )
 from detofa.runtime.tensorrt.layers import UNKNOWN, precision_of_convs, share_in
 from detofa.runtime.tensorrt.opened import OpenedEngine
-from detofa.runtime.tensorrt.record import EngineRecord, record_path, this_system
+from detofa.runtime.tensorrt.record import EngineRecord, is_version, record_path, this_system
 from detofa.runtime.tensorrt.session import TensorRtSession
 from detofa.runtime.tensorrt.timing import EngineTimer, noisy
 from detofa.runtime.tensorrt.trtexec import Trtexec
@@ -100,10 +101,17 @@ class _Build:
     tensorrt: str
     timings: bytes
     input_shapes: Mapping[str, tuple[tuple[int, ...], ...]]
+    enqueue_ms: float | None = None
 
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Return what a record says of it."""
+        times = {"milliseconds": self.milliseconds, "enqueue_milliseconds": self.enqueue_ms}
+        return times | {"sha256": self.sha256}
 
 
 def make_engine(
@@ -117,7 +125,8 @@ def make_engine(
 ) -> EngineRecord:
     """Build an engine for this machine's GPU, check it, and write it with its record beside.
 
-    Builds share a timing cache. The fastest is kept. Its convolutions must be in the precision of
+    All builds start from the timings of earlier exports, if there are any. The fastest is kept, and
+    so are its timings. Its convolutions must be in the precision of
     the ONNX file, by what the engine itself says; it must find the boxes that ONNX Runtime finds
     in that file, and be as good as PyTorch where there are true boxes.
 
@@ -137,17 +146,18 @@ def make_engine(
         import_tensorrt()
     cuda = Cuda() if cuda is None else cuda
     gpu = cuda.gpu()
+    kept = _kept_timings(plan, gpu)
     builds: list[_Build] = []
     for number in range(plan.builds):
         on_progress(f"building {number + 1} of {plan.builds}", 0.8 * number / plan.builds)
-        builds.append(_by_python(plan, gpu, cuda) if plan.via == "python" else _by_tool(plan, gpu))
+        builds.append(_by_python(plan, kept, cuda) if plan.via == "python" else _by_tool(plan))
     best = min(builds, key=lambda build: build.milliseconds)
     on_progress("comparing with ONNX Runtime", 0.8)
     precision = check_precision(plan.manifest.precision)
     convs = plan.manifest.convolutions
     convolutions = precision_of_convs(best.layers, convs)
     share = share_in(precision, convolutions, convs)
-    verified = _verified(plan, best.data, cuda, images, judge)
+    verified = _verified(plan, best, cuda, images, judge)
     faults = [*faults_of_share(share, precision), *verified["faults"]]
     rejected = engine_path.with_name(engine_path.name + ".rejected")
     place = rejected if faults else engine_path
@@ -164,14 +174,14 @@ def make_engine(
         system=this_system(),
         input_shapes=best.input_shapes,
         workspace_bytes=plan.workspace_bytes,
-        builds=[{"milliseconds": one.milliseconds, "sha256": one.sha256} for one in builds],
+        builds=[build.about for build in builds],
         spread=slowest / best.milliseconds - 1,
         convolutions=convolutions,
         share_of_macs=share,
         verified=verified,
         timing_cache={
-            "file": plan.timings_path(gpu, best.tensorrt).name,
-            "sha256": hashlib.sha256(builds[-1].timings).hexdigest(),
+            "sha256": hashlib.sha256(best.timings).hexdigest(),
+            "was_enough": best.timings == kept,
         },
         subnet=plan.manifest.subnet,
     )
@@ -188,20 +198,38 @@ def make_engine(
         )
     for old in (rejected, record_path(rejected)):
         old.unlink(missing_ok=True)
+    _keep_timings(plan.timings_path(gpu, best.tensorrt), best.timings)
     return record
 
 
-def _by_python(plan: EnginePlan, gpu: Gpu, cuda: Cuda) -> _Build:
+def _kept_timings(plan: EnginePlan, gpu: Gpu) -> bytes:
+    """Return the timings of earlier exports; empty if there are none, or if trtexec builds.
+
+    What trtexec does with timings of another machine is its own affair, so it gets none.
+    """
+    if plan.via != "python":
+        return b""
+    try:
+        return plan.timings_path(gpu, import_tensorrt().__version__).read_bytes()
+    except OSError:
+        return b""
+
+
+def _keep_timings(path: Path, timings: bytes) -> None:
+    """Keep timings for later exports; a cache that cannot be written is no reason to fail."""
+    if timings:
+        with contextlib.suppress(UserError):
+            write_bytes(path, timings)
+
+
+def _by_python(plan: EnginePlan, timings: bytes, cuda: Cuda) -> _Build:
     """Build with TensorRT's Python bindings, and time the engine on noise."""
-    kept = plan.timings_path(gpu, import_tensorrt().__version__)
     built = serialized_engine(
         plan.onnx_path,
         batch_sizes=plan.batch_sizes,
         workspace_bytes=plan.workspace_bytes,
-        timings=kept.read_bytes() if kept.is_file() else b"",
-        timings_name=str(kept),
+        timings=timings,
     )
-    write_bytes(kept, built.timings)
     engine, timer = OpenedEngine(built.data, cuda), EngineTimer(cuda)
     try:
         tuned = next(iter(built.input_shapes.values()))[1][0]
@@ -218,20 +246,17 @@ def _by_python(plan: EnginePlan, gpu: Gpu, cuda: Cuda) -> _Build:
         tensorrt=built.tensorrt,
         timings=built.timings,
         input_shapes=built.input_shapes,
+        enqueue_ms=float(np.median(timer.enqueue_ms[_WARM_RUNS:])),
     )
 
 
-def _by_tool(plan: EnginePlan, gpu: Gpu) -> _Build:
+def _by_tool(plan: EnginePlan) -> _Build:
     """Build with trtexec, which also times the engine."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tool = plan.trtexec(folder / "model.engine", folder)
-        kept = plan.timings_path(gpu, "of-trtexec")  # it tells its version only while it builds
-        if kept.is_file():
-            tool.timings_path.write_bytes(kept.read_bytes())
         version, milliseconds = tool.run()
         timings = tool.timings_path.read_bytes() if tool.timings_path.is_file() else b""
-        write_bytes(kept, timings)
         return _Build(
             data=tool.engine_path.read_bytes(),
             layers=tool.layers_path.read_text(encoding="utf-8", errors="replace"),
@@ -242,9 +267,21 @@ def _by_tool(plan: EnginePlan, gpu: Gpu) -> _Build:
         )
 
 
+def _lacking(tensorrt: str) -> list[str]:
+    """Return what is not here of what comparing an engine of a version needs, in words."""
+    lacking = [name for name in ("onnxruntime", "scipy") if importlib.util.find_spec(name) is None]
+    try:
+        found: str = import_tensorrt().__version__
+    except UserError:
+        return [*lacking, "TensorRT's Python bindings"]
+    if not is_version(found, tensorrt):
+        lacking.append(f"TensorRT's Python bindings {tensorrt} (here are {found})")
+    return lacking
+
+
 def _verified(
     plan: EnginePlan,
-    data: bytes,
+    built: _Build,
     cuda: Cuda,
     images: Mapping[str, NDArray[np.uint8]],
     judge: Judge | None,
@@ -254,19 +291,15 @@ def _verified(
     What is not here (ONNX Runtime and SciPy on a small device, the Python bindings where trtexec
     built) is not compared, and the record says so.
     """
-    missing = [
-        name
-        for name in ("tensorrt", "onnxruntime", "scipy")
-        if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        return {"not_compared_without": missing, "faults": []}
+    lacking = _lacking(built.tensorrt)
+    if lacking:
+        return {"not_compared_without": lacking, "faults": []}
     from detofa.runtime.matching import compare_detectors, made_images
 
     bar = BARS[check_precision(plan.manifest.precision)]
     subnet, faults = plan.manifest.subnet, list[str]()
     with (
-        TensorRtSession(data, name="the engine", cuda=cuda) as session,
+        TensorRtSession(built.data, name="the engine", cuda=cuda) as session,
         OnnxSession(plan.onnx_path) as reference,
     ):
         rng = np.random.default_rng(0)
@@ -277,12 +310,11 @@ def _verified(
             bar.tolerance,
         )
         faults += found.faults
-        if not faults and found.num_matched < FEWEST_BOXES and not session.suppresses:
-            faults.append(
-                f"only {found.num_matched} boxes were compared, {FEWEST_BOXES} are needed"
-            )
+        fewest = 1 if session.suppresses else FEWEST_BOXES
+        if not faults and found.num_matched < fewest:
+            faults.append(f"only {found.num_matched} boxes were compared, {fewest} are needed")
         judged = None
-        if judge is not None:
+        if judge is not None and not session.suppresses:  # which leaves low scores out
             ap = judge.ap(session)
             faults += faults_of_ap(ap, judge.reference_ap, bar)
             judged = {"engine": ap, "pytorch": judge.reference_ap, **judge.about}

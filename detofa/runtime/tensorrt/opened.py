@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from detofa.errors import UserError
 from detofa.runtime.cuda import Cuda
 from detofa.runtime.session import Port
-from detofa.runtime.tensorrt.build import checked, import_tensorrt, made
+from detofa.runtime.tensorrt.build import checked, import_tensorrt, logger_of, made
 
 _TYPES = {
     "FLOAT": np.float32,
@@ -45,14 +45,13 @@ class OpenedEngine:
 
     def __init__(self, data: bytes, cuda: Cuda) -> None:
         self._trt, self._cuda = import_tensorrt(), cuda
-        self._logger = self._trt.Logger(self._trt.Logger.Severity.WARNING)
-        self._runtime = made(self._trt, self._trt.Runtime, self._logger)
+        self._runtime = made(self._trt, self._trt.Runtime, logger_of(self._trt))
         self._engine = checked(self._runtime.deserialize_cuda_engine(data), "open the engine")
         self.context = checked(
             self._engine.create_execution_context(), "create an execution context"
         )
-        self.stream = cuda.stream()
         self._memory: dict[str, tuple[int, int]] = {}  # address and bytes of each tensor
+        self.stream = cuda.stream()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         of_input = self._trt.TensorIOMode.INPUT
         is_input = {name: self._engine.get_tensor_mode(name) == of_input for name in names}
@@ -77,6 +76,11 @@ class OpenedEngine:
             raise UserError(f"TensorRT cannot tell the shapes of {', '.join(missing)}")
         for port in (*self.inputs, *self.outputs):
             wanted = math.prod(self._shape(port)) * np.dtype(port.kind).itemsize
+            if min(self._shape(port)) < 0:
+                raise UserError(
+                    f"the size of {port.name} depends on the image ({self._shape(port)}), which no "
+                    "exported detector's does; build it again with `detofa export --to tensorrt`"
+                )
             address, held = self._memory.get(port.name, (0, 0))
             if wanted > held:
                 self._release(port.name)
@@ -87,7 +91,10 @@ class OpenedEngine:
 
     def fill(self, values: Mapping[str, NDArray[Any]]) -> None:
         """Copy inputs to the GPU; `bind` must have been called for their batch."""
+        ports = {port.name: port for port in self.inputs}
         for name, array in values.items():
+            wanted = (self._shape(ports[name]), np.dtype(ports[name].kind))
+            assert (array.shape, array.dtype) == wanted, (name, array.shape, array.dtype, wanted)
             self._cuda.upload(self._memory[name][0], np.ascontiguousarray(array).tobytes())
 
     def start(self) -> None:
@@ -121,11 +128,15 @@ class OpenedEngine:
         for name in list(self._memory):
             self._release(name)
         self.context = self._engine = self._runtime = None
+        if self.stream:
+            self._cuda.drop_stream(self.stream)
+            self.stream = 0
 
     def __del__(self) -> None:
         """Give the GPU's memory back."""
-        for name in list(getattr(self, "_memory", ())):
-            self._release(name)
+        if getattr(self, "stream", 0):
+            with contextlib.suppress(UserError):
+                self.close()
 
     def _release(self, name: str) -> None:
         address, _ = self._memory.pop(name, (0, 0))

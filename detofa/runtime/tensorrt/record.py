@@ -4,6 +4,7 @@ It is read before the engine is: deserialising one of another GPU or version fai
 all, and runs native code.
 """
 
+import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,9 @@ from detofa.runtime.cuda import Gpu
 from detofa.subnet import Subnet
 
 KIND = "tensorrt_engine"
+_MUCH = 0.8  # of the time on the GPU: trtexec warns at the same
+PACKED_MODEL = "model.onnx"
+"""Name of the ONNX file in a packed detector."""
 REBUILD = "`detofa export SUBNET --to tensorrt` on the machine that runs it"
 
 
@@ -40,7 +44,8 @@ class EngineRecord:
         convolutions: The number format that each convolution is computed in.
         share_of_macs: Part of their multiply-accumulates that is in `precision`.
         verified: What was compared, and how it came out.
-        timing_cache: Name and hash of the timing cache after the builds.
+        timing_cache: Hash of the timing cache after the build that is kept, and whether the one
+            before it had all that was needed.
         subnet: The content of subnet.json.
     """
 
@@ -60,7 +65,7 @@ class EngineRecord:
     convolutions: Mapping[str, str]
     share_of_macs: float
     verified: Mapping[str, Any]
-    timing_cache: Mapping[str, str]
+    timing_cache: Mapping[str, Any]
     subnet: Subnet
 
     @property
@@ -73,10 +78,16 @@ class EngineRecord:
             if lacking
             else f"{found['num_matched']} of {found['num_compared']} boxes are ONNX Runtime's"
         )
+        waits = [
+            build
+            for build in self.builds
+            if (build.get("enqueue_milliseconds") or 0) > _MUCH * build["milliseconds"]
+        ]
+        note = "; the GPU waits for the processor, which queues its kernels" if waits else ""
         return (
             f"TensorRT {self.tensorrt} for {self.gpu.name}; {times} ms on the GPU (spread "
             f"{self.spread:.1%}), the fastest is kept; {self.share_of_macs:.1%} of the "
-            f"convolutions' multiply-accumulates in {self.precision}; {compared}"
+            f"convolutions' multiply-accumulates in {self.precision}; {compared}{note}"
         )
 
     def save(self, engine: Path) -> Path:
@@ -112,8 +123,20 @@ class EngineRecord:
                 f"{path} describes {found.engine_file!r}, not {engine.name}; build it again with "
                 f"{REBUILD}"
             )
-        check_companion(path, engine, found.engine_sha256, remake=REBUILD)
+        found.checked(engine)
         return found
+
+    def checked(self, engine: Path) -> bytes:
+        """Return the bytes of an engine, which are those that this record describes.
+
+        Raises:
+            UserError: it is missing, or changed.
+        """
+        check_companion(record_path(engine), engine, self.engine_sha256, remake=REBUILD)
+        data = engine.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.engine_sha256:
+            raise UserError(f"{engine} changes while it is read; try again")
+        return data
 
     def check_fits(self, gpu: Gpu, tensorrt: str) -> None:
         """Raise UserError unless this engine can run here, before it is deserialised.
@@ -125,8 +148,7 @@ class EngineRecord:
             "compute capability": (self.gpu.compute_capability, gpu.compute_capability),
             "system": (self.system, this_system()),
         }
-        parts = self.tensorrt.split(".")  # trtexec tells fewer of them than the bindings do
-        if tensorrt.split(".")[: len(parts)] != parts:
+        if not is_version(tensorrt, self.tensorrt):
             pairs["TensorRT"] = (self.tensorrt, tensorrt)
         faults = [
             f"{what} {wanted} where this is {found}"
@@ -140,8 +162,23 @@ class EngineRecord:
         if faults:
             raise UserError(
                 f"{self.engine_file} was built for {'; '.join(faults)}. Rebuild with "
-                f"`detofa export {Path(self.onnx_file).stem}.json --to tensorrt` here"
+                f"{self._rebuild} here"
             )
+
+    @property
+    def _rebuild(self) -> str:
+        """Return the command that makes such an engine."""
+        if self.onnx_file == PACKED_MODEL:
+            return "`build IMAGES` of the packed detector"
+        name = Path(self.onnx_file).stem.removesuffix(f".{self.precision}")
+        how = "" if self.precision == "fp32" else f" --precision {self.precision}"
+        return f"`detofa export {name}.json --to tensorrt{how}`"
+
+
+def is_version(found: str, wanted: str) -> bool:
+    """Return whether a version is the one wanted; trtexec tells fewer parts than the bindings."""
+    parts = wanted.split(".")
+    return found.split(".")[: len(parts)] == parts
 
 
 def record_path(engine: Path) -> Path:

@@ -89,4 +89,4 @@ def open_engine(path: Path) -> tuple[TensorRtSession, EngineRecord]:
     record = EngineRecord.load(path)
     version, cuda = import_tensorrt().__version__, Cuda()
     record.check_fits(cuda.gpu(), version)
-    return TensorRtSession(path.read_bytes(), name=str(path), cuda=cuda), record
+    return TensorRtSession(record.checked(path), name=str(path), cuda=cuda), record

@@ -1,6 +1,7 @@
 """TensorRT as a runtime that latency tables are measured with; see `Runtime`."""
 
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,15 @@ def noisy(engine: OpenedEngine, batch: int) -> OpenedEngine:
 
 
 class EngineTimer:
-    """Times runs of engines by the GPU's events, its cache overwritten before each."""
+    """Times runs of engines by the GPU's events, its cache overwritten before each.
+
+    Attributes:
+        enqueue_ms: What the processor took to queue each run, by the wall's clock. Where that is
+            nearly what the GPU takes, the GPU waits for the processor.
+    """
 
     def __init__(self, cuda: Cuda) -> None:
+        self.enqueue_ms: list[float] = []
         self._cuda = cuda
         self._begin, self._end = cuda.event(), cuda.event()
         self._flushed = cuda.allocate(FLUSHED_BYTES)
@@ -104,14 +111,18 @@ class EngineTimer:
         return np.array([self._run(engine) for _ in range(runs)])
 
     def close(self) -> None:
-        """Give the GPU's memory back."""
+        """Give what it holds on the GPU back."""
         self._cuda.free(self._flushed)
+        for event in (self._begin, self._end):
+            self._cuda.drop_event(event)
 
     def _run(self, engine: OpenedEngine) -> float:
         cuda, stream = self._cuda, engine.stream
         cuda.clear(self._flushed, FLUSHED_BYTES, stream)
         cuda.record(self._begin, stream)
+        queued = time.perf_counter()
         engine.start()
+        self.enqueue_ms.append(1000 * (time.perf_counter() - queued))
         cuda.record(self._end, stream)
         cuda.wait(self._end)
         return cuda.elapsed_ms(self._begin, self._end)

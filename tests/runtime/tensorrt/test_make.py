@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from detofa.errors import UserError
+from detofa.export.export import export_subnet
 from detofa.files import sha256_file
 from detofa.runtime import app
 from detofa.runtime.bench import measure_engine
@@ -21,7 +22,36 @@ from detofa.runtime.matching import same_detections
 from detofa.runtime.tensorrt.build import BatchSizes
 from detofa.runtime.tensorrt.make import EnginePlan, make_engine
 from detofa.runtime.tensorrt.record import EngineRecord, record_path
+from tests.detectors import make_detector, make_pictures
 from tests.fake_cuda import engine_of, layers_of
+from tests.samples import make_subnet
+
+
+@pytest.fixture
+def exported_suppressed(tmp_path, tensorrt):
+    """Give what makes an engine that suppresses, judged on images with true boxes."""
+    subnet, pictures = make_subnet((96, 160), score_threshold=0.05), make_pictures()
+    done = export_subnet(
+        make_detector(subnet),
+        subnet,
+        tmp_path / "cells.onnx",
+        images=pictures,
+        rng=np.random.default_rng(0),
+        suppress=True,
+    )
+    plan = EnginePlan(
+        onnx_path=done.model_path,
+        manifest=done.manifest,
+        builds=1,
+        timings_folder=tmp_path / "timings",
+    )
+
+    def refuses(session):
+        raise AssertionError("a file that leaves low scores out cannot be judged")
+
+    judge = Judge(ap=refuses, reference_ap=0.5, about={})
+    return lambda: make_engine(plan, tmp_path / "cells.engine", images=pictures, judge=judge)
+
 
 PRECISIONS = ["fp32", "fp16", "int8"]
 
@@ -71,10 +101,14 @@ def test_an_engine_is_made_with_its_record_and_finds_the_same_boxes(made, precis
 def test_no_memory_of_the_gpu_is_left_behind(made, gpu):
     _, path, _, pictures = made()
     assert not gpu.held
+    assert not gpu.opened
     with open_detector(path) as engine:
         engine.detect(list(pictures.values()))
         assert gpu.held
     assert not gpu.held
+    measure_engine(path, runs=2)
+    assert not gpu.held
+    assert not gpu.opened
 
 
 def test_the_fastest_of_several_builds_is_kept_and_the_spread_told(made, gpu):
@@ -87,12 +121,35 @@ def test_the_fastest_of_several_builds_is_kept_and_the_spread_told(made, gpu):
 
 
 def test_timings_are_kept_by_gpu_and_versions(made, tensorrt, tmp_path):
-    made(builds=2)
+    assert made(builds=2)[0].timing_cache["was_enough"] is False
+    assert made()[0].timing_cache["was_enough"] is True
     given = [args for name, args in tensorrt.calls if name == "IBuilderConfig.create_timing_cache"]
-    assert given == [(b"",), (b"timings",)]
+    assert given == [(b"",), (b"",), (b"timings",)]
     (kept,) = (tmp_path / "timings").iterdir()
     assert kept.name.startswith("nvidia-h100-80gb-hbm3-9.0-tensorrt-")
     assert kept.name.endswith("-cuda-13.2.bin")
+
+
+def test_a_timing_cache_that_is_damaged_or_cannot_be_written_stops_nothing(
+    made, tensorrt, tmp_path
+):
+    made()
+    (kept,) = (tmp_path / "timings").iterdir()
+    kept.write_bytes(b"damaged")
+    working = tensorrt.answers["IBuilderConfig.create_timing_cache"]
+    refusing = {
+        "IBuilderConfig.create_timing_cache": lambda data: (
+            None if data else tensorrt.make("ITimingCache")()
+        )
+    }
+    assert working
+    tensorrt.answers |= refusing
+    made()
+    assert kept.read_bytes() == b"timings"
+    kept.unlink()
+    kept.parent.rmdir()
+    kept.parent.write_text("in the way")
+    made()
 
 
 def test_the_batch_is_that_of_the_plan(made):
@@ -154,6 +211,47 @@ def test_an_engine_of_lower_average_precision_is_rejected(made, tmp_path):
     assert record.verified["average_precision"] == {"engine": 0.4995, "pytorch": 0.5, **about}
     with pytest.raises(UserError, match=r"AP is 0\.4980, PyTorch's 0\.5000"):
         made(judge=Judge(ap=lambda session: 0.498, reference_ap=0.5, about=about))
+
+
+def test_boxes_that_only_the_engine_has_are_not_let_through(
+    exported_suppressed, tensorrt, tmp_path
+):
+    make = exported_suppressed
+    record = make()
+    assert record.verified["num_matched"] == record.verified["num_compared"] >= 1
+    assert record.verified["average_precision"] is None
+
+    def more(name, values):
+        return values + 1 if name == "num_detected" else values
+
+    tensorrt.outputs_become = more
+    with pytest.raises(UserError, match="not found again"):
+        make()
+    tensorrt.outputs_become = lambda name, values: (
+        np.full_like(values, np.nan) if name == "detected_scores" else values
+    )
+    with pytest.raises(UserError, match="not finite"):
+        make()
+
+
+@pytest.mark.parametrize(("precision", "how"), [("fp16", " --precision fp16"), ("fp32", "")])
+def test_the_command_that_rebuilds_an_engine_is_the_one_that_made_it(made, gpu, precision, how):
+    record, path, _, _ = made(precision)
+    named = dataclasses.replace(record, onnx_file=f"cells.{precision}.onnx")
+    gpu.name = "Tesla T4"
+    named.save(path)
+    with pytest.raises(UserError, match=f"`detofa export cells.json --to tensorrt{how}` here"):
+        open_detector(path)
+    dataclasses.replace(record, onnx_file="model.onnx").save(path)
+    with pytest.raises(UserError, match="`build IMAGES` of the packed detector"):
+        open_detector(path)
+
+
+def test_trtexec_of_another_version_than_the_bindings_is_not_compared(trtexec, made):
+    trtexec("fp32", "[I] TensorRT version: 9.3.1")
+    record = made(via="trtexec")[0]
+    (lacking,) = record.verified["not_compared_without"]
+    assert lacking.startswith("TensorRT's Python bindings 9.3.1 (here are 1")
 
 
 def test_a_rejected_engine_leaves_an_earlier_one_alone(made, tensorrt):
