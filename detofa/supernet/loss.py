@@ -22,12 +22,15 @@ class Targets:
         boxes_xyxy: (P, 4) box of each positive anchor, pixels of the input.
         positive: (B, A) bool; P of them are true, in row-major order.
         weights: (P,) how well each positive anchor fits, relative to its object's best (1).
+        normaliser: What sums of losses are divided by, a scalar: the total of `weights`, at least
+            1; where several processes share a batch, the mean over them.
     """
 
     scores: Tensor
     boxes_xyxy: Tensor
     positive: Tensor
     weights: Tensor
+    normaliser: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +108,13 @@ def assign(
         positive[image, anchors] = True
         boxes.append(truth[owner])
         weights.append(fit[owner, anchors])
+    weight = torch.cat(weights) if weights else points_xy.new_zeros(0)
     return Targets(
         scores=scores,
         boxes_xyxy=torch.cat(boxes) if boxes else points_xy.new_zeros((0, 4)),
         positive=positive,
-        weights=torch.cat(weights) if weights else points_xy.new_zeros(0),
+        weights=weight,
+        normaliser=weight.sum().clamp_min(1.0),
     )
 
 
@@ -124,9 +129,8 @@ def detection_loss(
     """Return the loss of one subnet on one batch, a scalar.
 
     Shapes as in `assign`. Every output takes part, also when no image has an object. Sums are
-    divided by the total weight of the positive anchors, at least 1.
+    divided by the targets' normaliser.
     """
-    normaliser = targets.weights.sum().clamp_min(1.0)
     entropy = nn.functional.binary_cross_entropy_with_logits(
         class_logits, targets.scores, reduction="none"
     )
@@ -143,7 +147,7 @@ def detection_loss(
     total: Tensor = (
         weights.classes * class_loss + weights.boxes * box_loss + weights.sides * side_loss
     )
-    return total / normaliser
+    return total / targets.normaliser
 
 
 def distillation_loss(
@@ -154,14 +158,13 @@ def distillation_loss(
     Class logits towards the teacher's probabilities everywhere; box sides towards the teacher's
     distributions at the positive anchors. Normalised as `detection_loss`.
     """
-    normaliser = targets.weights.sum().clamp_min(1.0)
     goal = teacher[0].detach().sigmoid()
     entropy = nn.functional.binary_cross_entropy_with_logits(student[0], goal, reduction="none")
     class_loss = (entropy * (student[0].sigmoid() - goal).abs()).sum()
     log_sides = student[1][targets.positive].log_softmax(dim=-1)
     wanted = teacher[1].detach()[targets.positive].softmax(dim=-1)
     divergence = nn.functional.kl_div(log_sides, wanted, reduction="none").sum(dim=-1).mean(dim=1)
-    return (class_loss + (divergence * targets.weights).sum()) / normaliser
+    return (class_loss + (divergence * targets.weights).sum()) / targets.normaliser
 
 
 def _inside(points_xy: Tensor, boxes_xyxy: Tensor) -> Tensor:

@@ -65,7 +65,12 @@ class ClassificationObjective:
         self._distillation = distillation
 
     def __call__(
-        self, outputs: Tensor, batch: Batch, arch: Arch, lead: Callable[[], Tensor] | None
+        self,
+        outputs: Tensor,
+        batch: Batch,
+        arch: Arch,
+        lead: Callable[[], Tensor] | None,
+        mean: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Return the loss of a path, and its logits; see `detofa.train.task.Objective`."""
         numbers = [int(labels[0]) if len(labels) else _NOTHING_LEFT for labels in batch.labels]

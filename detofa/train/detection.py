@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class DetectionObjective:
         batch: Batch,
         arch: Arch,
         lead: "Callable[[], Lead] | None",
+        mean: Callable[[Tensor], Tensor],
     ) -> "tuple[Tensor, Lead]":
         """Return the loss of a path; see `detofa.train.task.Objective`."""
         config = self._config
@@ -79,7 +80,8 @@ class DetectionObjective:
             targets = teacher.targets
         else:
             teacher = None
-            targets = assign(*outputs, points_xy, strides, batch.boxes_xyxy, batch.labels)
+            own = assign(*outputs, points_xy, strides, batch.boxes_xyxy, batch.labels)
+            targets = replace(own, normaliser=mean(own.weights.sum()).clamp_min(1.0))
         loss = detection_loss(*outputs, targets, points_xy, strides, config.losses)
         if teacher is not None and config.distillation:
             distilled = distillation_loss(outputs, teacher.outputs, targets)

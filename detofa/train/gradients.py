@@ -1,6 +1,6 @@
 """Gradients of a step: its paths on one batch, computed side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -27,6 +27,7 @@ class SandwichGradients:
         objective: The loss of one path.
         device: Where tensors live.
         threads: Processor threads to use in all.
+        means: For each path of a step, what returns the mean of a number over all ranks.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class SandwichGradients:
         objective: Objective,
         device: torch.device,
         threads: int,
+        means: Sequence[Callable[[Tensor], Tensor]],
     ) -> None:
+        self._means = means
         self._supernet, self._objective, self._device = supernet, objective, device
         self._parameters = list(supernet.parameters())
         self._threads = threads
@@ -51,7 +54,7 @@ class SandwichGradients:
         lead: Future[Any] = Future()
         threads_each = max(1, self._threads // len(archs))
         paths = [
-            self._pool.submit(self._path, batch, arch, lead, index == 0, threads_each)
+            self._pool.submit(self._path, batch, arch, lead, index, threads_each)
             for index, arch in enumerate(archs)
         ]
         results = [path.result() for path in paths]
@@ -59,13 +62,15 @@ class SandwichGradients:
         return sum(loss for loss, _ in results) / len(archs), gradients
 
     def _path(
-        self, batch: Batch, arch: Arch, lead: "Future[Any]", leads: bool, threads: int
+        self, batch: Batch, arch: Arch, lead: "Future[Any]", index: int, threads: int
     ) -> tuple[float, Gradients]:
         torch.set_num_threads(threads)  # of this thread
+        leads = index == 0
+        wait = None if leads else lead.result
         try:
             batch = at_size(batch, arch.image_size)
             outputs = self._supernet(batch.images, arch)
-            loss, handed_on = self._objective(outputs, batch, arch, None if leads else lead.result)
+            loss, handed_on = self._objective(outputs, batch, arch, wait, self._means[index])
             if leads:
                 lead.set_result(handed_on)
         except BaseException as error:

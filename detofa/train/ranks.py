@@ -8,16 +8,19 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 
 from detofa.errors import UserError
 
 Value = TypeVar("Value")
 Item = TypeVar("Item")
 _ITEMS_AT_ONCE = 4  # of each rank: what a crash loses
+_LONGEST_START = timedelta(minutes=10)  # until all processes are there
 _LONGEST_WAIT = timedelta(hours=12)  # for what the first rank does alone; torchrun ends the dead
 
 
@@ -80,6 +83,19 @@ class Ranks:
             for place in range(len(group)):
                 yield parts[place % self.count][place // self.count]
 
+    def means(self, count: int) -> list[Callable[[Tensor], Tensor]]:
+        """Return so many functions that give the mean of a number over the ranks.
+
+        All ranks call the same one at the same time; different ones may be called by threads in
+        any order. All ranks must call this, too.
+        """
+        if self.count == 1:
+            return [lambda value: value] * count
+        groups = [
+            distributed.new_group(backend="gloo", timeout=_LONGEST_WAIT) for _ in range(count)
+        ]
+        return [partial(_mean_in, group, self.count) for group in groups]
+
     @torch.no_grad()
     def mean(
         self, loss: float, gradients: list[Tensor | None], parameters: Sequence[Tensor]
@@ -107,6 +123,13 @@ class Ranks:
         return float(pieces[0][0]), [
             gradient if there else None for gradient, there in zip(whole, anywhere, strict=True)
         ]
+
+
+@torch.no_grad()
+def _mean_in(group: Any, count: int, value: Tensor) -> Tensor:
+    total = value.detach().to("cpu", copy=True)
+    distributed.all_reduce(total, group=group)
+    return (total / count).to(value.device)
 
 
 ALONE = Ranks()
@@ -137,13 +160,29 @@ def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"  # the former for what is no tensor
-    distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
-    ranks = Ranks(index=distributed.get_rank(), count=count)
+    # torchrun keeps its store over restarts, and so the addresses of processes that are gone.
+    store, rank, _ = next(rendezvous("env://", timeout=_LONGEST_START))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    distributed.init_process_group(
+        backend,
+        store=distributed.PrefixStore(f"attempt_{attempt}", store),  # type: ignore[attr-defined]
+        rank=rank,
+        world_size=count,
+        timeout=_LONGEST_WAIT,
+    )
+    ranks = Ranks(index=rank, count=count)
     try:
         with contextlib.ExitStack() as stack:
             if not ranks.is_first:
                 nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
             yield ranks, device
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "by peer" not in str(error):
+            raise
+        raise UserError(
+            f"process {rank} of {count} stops, since another one has died (torchrun says which, "
+            "and its last words stand above); the same command resumes the run"
+        ) from error
     finally:
         distributed.destroy_process_group()

@@ -29,7 +29,12 @@ class Objective(Protocol):
     """What the outputs of a path lack on a batch."""
 
     def __call__(
-        self, outputs: Any, batch: Batch, arch: Arch, lead: Callable[[], Any] | None
+        self,
+        outputs: Any,
+        batch: Batch,
+        arch: Arch,
+        lead: Callable[[], Any] | None,
+        mean: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Any]:
         """Return the loss of one path.
 
@@ -38,6 +43,8 @@ class Objective(Protocol):
             batch: At the path's input size.
             arch: The path.
             lead: Waits for what the step's first path hands on; None for that path itself.
+            mean: Returns the mean of a number over all ranks. Each must call it as often, whatever
+                its images show.
 
         Returns:
             The loss, and what this path would hand on: detached targets and outputs.

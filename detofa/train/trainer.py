@@ -24,6 +24,7 @@ from detofa.train.run import RunFolder
 from detofa.train.task import Task
 
 _STEPS_BETWEEN_RELEASES = 5
+_FIXED_PATHS = 2  # the largest and the smallest
 
 
 class Observer(Protocol):
@@ -78,7 +79,13 @@ class Trainer:
         if run.states:
             self._restore()
         threads = torch.get_num_threads() if device.type == "cpu" else 1
-        self._gradients = SandwichGradients(self.supernet, task.objective(device), device, threads)
+        self._gradients = SandwichGradients(
+            self.supernet,
+            task.objective(device),
+            device,
+            threads,
+            ranks.means(_FIXED_PATHS + config.random_paths),
+        )
 
     def train(
         self,

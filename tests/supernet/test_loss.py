@@ -86,6 +86,7 @@ def test_a_perfect_detector_has_almost_no_loss() -> None:
         boxes_xyxy=box,
         positive=torch.zeros(1, len(POINTS), dtype=torch.bool),
         weights=torch.ones(1),
+        normaliser=torch.tensor(1.0),
     )
     targets.scores[0, anchor, 1] = 1.0
     targets.positive[0, anchor] = True

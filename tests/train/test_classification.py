@@ -46,12 +46,12 @@ def test_the_loss_is_cross_entropy_and_divergence_from_the_first_path() -> None:
     arch = preset("tiny", num_classes=2).smallest
     log_p = logits[:2].log_softmax(1)
     expected = -log_p[:, 0].mean()
-    alone, handed_on = ClassificationObjective(0.5)(logits, batch, arch, None)
+    alone, handed_on = ClassificationObjective(0.5)(logits, batch, arch, None, torch.clone)
     assert alone == pytest.approx(float(expected))
     assert torch.equal(handed_on, logits)
     q = teacher[:2].softmax(1)
     divergence = (q * (q.log() - log_p)).sum(1).mean()
-    taught, _ = ClassificationObjective(0.5)(logits, batch, arch, lambda: teacher)
+    taught, _ = ClassificationObjective(0.5)(logits, batch, arch, lambda: teacher, torch.clone)
     assert taught == pytest.approx(float(expected + 0.5 * divergence))
 
 

@@ -1,10 +1,16 @@
 """Several processes do what one does: the same steps, and files that one of them writes."""
 
+import contextlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,13 +22,15 @@ from detofa.data.demo import make_demo_dataset
 from detofa.data.loader import Batch
 from detofa.errors import UserError
 from detofa.train.checkpoint import load_supernet
-from detofa.train.gradients import Gradients
+from detofa.train.gradients import Gradients, SandwichGradients
 from detofa.train.ranks import Ranks
 from detofa.train.run import RunFolder
+from detofa.train.trainer import Trainer
 from tests.data.test_image_folder import write_folder
 from tests.samples import Quiet, config_of, trainer_of
 
 REPOSITORY = Path(__file__).parents[2]
+_PATHS = 3  # of a step: largest, smallest and a random one
 
 
 @pytest.fixture(scope="module")
@@ -32,22 +40,35 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def torchrun(*command: str, folder: Path) -> str:
-    """Run a module in two processes; return what they printed."""
-    done = subprocess.run(
+@contextlib.contextmanager
+def started(*command: str, folder: Path, restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """Start a module in two processes; none of them outlives the block."""
+    process = subprocess.Popen(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", "-m", *command),
+            *("--nproc-per-node", "2", "--max-restarts", str(restarts), "-m", *command),
         ],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=300,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def torchrun(*command: str, folder: Path) -> str:
+    """Run a module in two processes; return what they printed."""
+    with started(*command, folder=folder) as process:
+        printed, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        return printed
 
 
 def halves_of(batch: Batch) -> list[Batch]:
@@ -63,25 +84,52 @@ def halves_of(batch: Batch) -> list[Batch]:
     ]
 
 
-@pytest.mark.slow
-def test_two_ranks_equal_one_process_that_means_over_two_halves(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    printed = torchrun("tests.train.under_torchrun", str(digits), "run", folder=tmp_path)
-    assert printed.split() == ["rank", "0", "trained"]  # the other one is silent
+class MicroBatches:
+    """Accumulates over the halves of a batch in one process, their loss normalisers shared.
 
-    alone = trainer_of(config_of(digits), tmp_path / "alone")
-    of_batch = alone._gradients
+    Each half is computed twice: first to see what its images weigh.
+    """
 
-    def of_halves(batch: Batch, archs: list[Arch]) -> tuple[float, Gradients]:
-        parts = [of_batch(half, archs) for half in halves_of(batch)]
+    def __init__(self, trainer: Trainer) -> None:
+        self._seen: list[list[float]] = [[] for _ in range(_PATHS)]
+        self._looking = True
+        self._gradients = SandwichGradients(
+            trainer.supernet,
+            trainer.task.objective(trainer.device),
+            trainer.device,
+            1,
+            [partial(self._mean, path) for path in range(_PATHS)],
+        )
+
+    def __call__(self, batch: Batch, archs: list[Arch]) -> tuple[float, Gradients]:
+        self._seen, self._looking = [[] for _ in range(_PATHS)], True
+        for half in halves_of(batch):
+            self._gradients(half, archs)
+        self._looking = False
+        parts = [self._gradients(half, archs) for half in halves_of(batch)]
         gradients: Gradients = []
         for first, second in zip(*(part for _, part in parts), strict=True):
             assert (first is None) == (second is None)
             gradients.append(None if first is None or second is None else (first + second) / 2)
         return sum(loss for loss, _ in parts) / 2, gradients
 
-    monkeypatch.setattr(alone, "_gradients", of_halves)
+    def _mean(self, path: int, value: torch.Tensor) -> torch.Tensor:
+        if self._looking:
+            self._seen[path].append(float(value))
+            return value
+        first, second = self._seen[path]
+        return torch.tensor((first + second) / 2)
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_process_that_accumulates_the_same_micro_batches(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = torchrun("tests.train.under_torchrun", str(digits), "run", folder=tmp_path)
+    assert printed.split() == ["rank", "0", "trained"]  # the other one is silent
+
+    alone = trainer_of(config_of(digits), tmp_path / "alone")
+    monkeypatch.setattr(alone, "_gradients", MicroBatches(alone))
     observer = Quiet()
     assert alone.train(observer, lambda: False)
 
@@ -151,3 +199,86 @@ def test_a_batch_that_ranks_cannot_share_evenly_is_refused(digits: Path, tmp_pat
     config = config_of(digits, batch_size=4)
     with pytest.raises(UserError, match="4 images cannot be shared evenly by 3 processes"):
         trainer_of(config, tmp_path, Ranks(index=1, count=3))
+
+
+def without_boxes(source: Path, target: Path) -> Path:
+    """Copy a data set whose training images but one show nothing."""
+    shutil.copytree(source, target)
+    (annotations,) = target.rglob("*train*.json")
+    record = json.loads(annotations.read_text())
+    first = record["annotations"][0]["image_id"]
+    record["annotations"] = [one for one in record["annotations"] if one["image_id"] == first]
+    annotations.write_text(json.dumps(record))
+    return target
+
+
+@pytest.mark.slow
+def test_a_rank_whose_images_show_nothing_does_not_stop_the_others(
+    digits: Path, tmp_path: Path
+) -> None:
+    data = without_boxes(digits, tmp_path / "empty")
+    printed = torchrun("tests.train.under_torchrun", str(data), "run", folder=tmp_path)
+    assert printed.split() == ["rank", "0", "trained"]
+    losses = [record["loss"] for record in RunFolder(path=tmp_path / "run").read_metrics()]
+    assert len(losses) == 6
+    assert all(0 < loss < 100 for loss in losses)
+
+
+def train_command(digits: Path, folder: Path) -> list[str]:
+    """Return a training of many short steps."""
+    config = config_of(digits, steps=40, checkpoint_steps=4)
+    (folder / "recipe.toml").write_text(tomli_w.dumps(config.to_json()))
+    return ["detofa", "train", "--recipe", "recipe.toml", "--name", "two", "--device", "cpu"]
+
+
+def kill_second_rank(process: subprocess.Popen[str], run: RunFolder, step: int) -> None:
+    """Kill one of the processes that torchrun started, once a step has been logged."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(record["step"] >= step for record in run.read_metrics()):
+            for entry in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                    variables = (entry / "environ").read_bytes().split(b"\0")
+                    if parent == str(process.pid) and b"LOCAL_RANK=1" in variables:
+                        os.kill(int(entry.name), signal.SIGKILL)
+                        return
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(f"step {step} did not come: {process.communicate()[1]}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds ranks through /proc")
+def test_when_a_rank_dies_the_others_stop_with_its_number_and_a_restart_goes_on(
+    digits: Path, tmp_path: Path
+) -> None:
+    command = train_command(digits, tmp_path)
+    run = RunFolder(path=tmp_path / "runs" / "two")
+    with started(*command, folder=tmp_path) as process:
+        kill_second_rank(process, run, 6)
+        begin = time.monotonic()
+        _, said = process.communicate(timeout=60)  # within a minute
+        assert time.monotonic() - begin < 60
+        assert process.returncode != 0
+    assert "local_rank: 1" in said
+    assert "exitcode  : -9" in said
+    stopped = run.saved_step()
+    assert 4 <= stopped < 40
+
+    with started(*command, folder=tmp_path, restarts=1) as process:  # an elastic restart
+        kill_second_rank(process, run, stopped + 6)
+        printed, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    assert printed.count("is trained") == 1
+    assert "since another one has died" in said
+    steps = [record["step"] for record in run.read_metrics() if "loss" in record]
+    assert steps == list(range(1, 41))
+
+    straight = tmp_path / "straight"
+    straight.mkdir()
+    torchrun(*train_command(digits, straight), folder=straight)
+    left, _ = load_supernet(run.supernet)
+    right, _ = load_supernet(straight / "runs" / "two" / "supernet.safetensors")
+    for name, value in left.state_dict().items():
+        torch.testing.assert_close(value, right.state_dict()[name], rtol=0, atol=0)

@@ -16,6 +16,7 @@ from detofa.supernet.loss import assign, detection_loss, distillation_loss
 from detofa.train.config import TrainConfig
 from detofa.train.detection import DetectionObjective
 from detofa.train.gradients import Gradients, SandwichGradients
+from detofa.train.ranks import ALONE
 from detofa.train.sandwich import Sandwich
 
 CPU = torch.device("cpu")
@@ -52,7 +53,9 @@ def gradients_of(
     batch: Batch | None = None,
 ) -> tuple[float, Gradients]:
     objective = DetectionObjective(supernet.space, config, CPU)
-    return SandwichGradients(supernet, objective, CPU, threads)(batch or batch_of(), archs)
+    return SandwichGradients(supernet, objective, CPU, threads, ALONE.means(len(archs)))(
+        batch or batch_of(), archs
+    )
 
 
 def test_a_sandwich_has_both_ends_and_depends_on_seed_and_step_alone() -> None:

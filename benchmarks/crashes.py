@@ -1,0 +1,159 @@
+"""A real training killed again and again: does every resume go on where it should, exactly?
+
+    python -m benchmarks.crashes --kills 20 --work DIR
+
+Trains the demo's digits in the space `tiny`, once straight, and once with `kill -9` at random
+moments, starting the same command again each time. Prints for each kill the step that had been
+reached and the one that was resumed, then whether the weights and the losses of both runs are the
+same, bit for bit. Exit code 1 if not, or if more steps were lost than lie between two checkpoints.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import tomli_w
+import torch
+
+from detofa.data.demo import make_demo_dataset
+from detofa.recipes import demo
+from detofa.train.checkpoint import load_supernet
+from detofa.train.run import RunFolder
+
+STEPS, CHECKPOINT_STEPS = 60, 3
+_LONGEST = 600.0  # seconds of one command
+
+
+def write_recipe(work: Path) -> None:
+    """Write data and settings of a training of seconds."""
+    make_demo_dataset(work / "data", train=24, val=6, test=4, image_size=(96, 128))
+    settings = demo(work / "data").to_json() | {
+        "data": str(work / "data"),
+        "space": "tiny",
+        "init": "random",
+        "image_sizes": [[64, 64], [64, 96]],
+        "steps": STEPS,
+        "batch_size": 4,
+        "recalibration_images": 8,
+        "evaluations": 2,
+        "checkpoint_steps": CHECKPOINT_STEPS,
+    }
+    (work / "recipe.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
+
+
+def start(work: Path, name: str) -> subprocess.Popen[str]:
+    """Start or resume a run."""
+    command = ["train", "--recipe", "recipe.toml", "--name", name, "--device", "cpu"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "detofa", *command, "--threads", "1"],
+        cwd=work,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def reached(run: RunFolder) -> int:
+    """Return the last step whose line was written."""
+    return max((record["step"] for record in run.read_metrics()), default=0)
+
+
+def crash(work: Path, run: RunFolder, moment: float) -> tuple[int, int] | None:
+    """Run until some time after its first new step, and kill it; None if it ended before.
+
+    Returns:
+        The step that had been reached, and the newest that is saved.
+    """
+    process, before = start(work, run.path.name), reached(run)
+    begin = time.monotonic()
+    while process.poll() is None and reached(run) <= run_start(run, before):
+        if time.monotonic() - begin > _LONGEST:
+            process.kill()
+            raise SystemExit("no step was made in ten minutes")
+        time.sleep(0.01)
+    time.sleep(moment)
+    if process.poll() is not None:
+        _, said = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"the run failed by itself: {said}")
+        return None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return reached(run), run.saved_step()
+
+
+def run_start(run: RunFolder, before: int) -> int:
+    """Return the step that a resumed run begins with: metrics after it are written again."""
+    return min(before, run.saved_step()) if run.states else 0
+
+
+def losses(run: RunFolder) -> dict[int, float]:
+    """Return the loss of each step."""
+    return {record["step"]: record["loss"] for record in run.read_metrics() if "loss" in record}
+
+
+def main() -> None:
+    """Train straight and with kills, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, required=True)
+    options = parser.parse_args()
+    work = options.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    write_recipe(work)
+    straight, crashed = (RunFolder(path=work / "runs" / name) for name in ("straight", "crashed"))
+    process = start(work, "straight")
+    _, said = process.communicate(timeout=_LONGEST)
+    if process.returncode:
+        sys.exit(said)
+    chance, kills, worst = random.Random(options.seed), 0, 0
+    print("| kill | step reached | step resumed | lost |\n| --- | --- | --- | --- |", flush=True)
+    while kills < options.kills:
+        left = options.kills - kills
+        # Kills must not run out of steps: each gets its share of those that are left.
+        most = max(1.0, (STEPS - reached(crashed)) / left) * seconds_of_a_step(straight)
+        found = crash(work, crashed, chance.uniform(0, most))
+        if found is None:
+            break
+        kills += 1
+        lost = found[0] - found[1]
+        worst = max(worst, lost)
+        print(f"| {kills} | {found[0]} | {found[1]} | {lost} |", flush=True)
+    process = start(work, "crashed")
+    _, said = process.communicate(timeout=_LONGEST)
+    if process.returncode:
+        sys.exit(said)
+    left_weights, right_weights = (load_supernet(run.supernet)[0] for run in (straight, crashed))
+    other = right_weights.state_dict()
+    equal = all(
+        torch.equal(value, other[name]) for name, value in left_weights.state_dict().items()
+    )
+    same_losses = losses(straight) == losses(crashed)
+    record = {
+        "kills": kills,
+        "most_steps_lost": worst,
+        "checkpoint_steps": CHECKPOINT_STEPS,
+        "weights_equal": equal,
+        "losses_equal": same_losses,
+    }
+    print(json.dumps(record))
+    if not (equal and same_losses and worst <= CHECKPOINT_STEPS and kills == options.kills):
+        sys.exit(1)
+
+
+def seconds_of_a_step(run: RunFolder) -> float:
+    """Return how long a step took, on the average."""
+    records = [record for record in run.read_metrics() if "images_per_s" in record]
+    return 4 * sum(1 / record["images_per_s"] for record in records) / len(records)
+
+
+if __name__ == "__main__":
+    main()
