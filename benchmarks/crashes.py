@@ -1,11 +1,12 @@
-"""A real training killed again and again: does every resume go on where it should, exactly?
+"""A real training killed again and again: does each resume go on where it should, exactly?
 
     python -m benchmarks.crashes --kills 20 --work DIR
 
 Trains the demo's digits in the space `tiny`, once straight, and once with `kill -9` at random
-moments, starting the same command again each time. Prints for each kill the step that had been
-reached and the one that was resumed, then whether the weights and the losses of both runs are the
-same, bit for bit. Exit code 1 if not, or if more steps were lost than lie between two checkpoints.
+moments, a fifth of them while it starts; the same command goes on each time. Prints for each kill
+the step that had been reached and the one that was resumed, then whether the weights and the
+losses of both runs are the same, bit for bit. Exit code 1 if not, or if more steps were lost than
+lie between two checkpoints.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from detofa.train.run import RunFolder
 
 STEPS, CHECKPOINT_STEPS = 60, 3
 _LONGEST = 600.0  # seconds of one command
+_WHILE_IT_STARTS, _SECONDS_TO_START = 0.2, 8.0  # part of the kills, and when
 
 
 def write_recipe(work: Path) -> None:
@@ -65,19 +67,26 @@ def reached(run: RunFolder) -> int:
     return max((record["step"] for record in run.read_metrics()), default=0)
 
 
-def crash(work: Path, run: RunFolder, moment: float) -> tuple[int, int] | None:
-    """Run until some time after its first new step, and kill it; None if it ended before.
+def crash(work: Path, run: RunFolder, step: int | None, moment: float) -> tuple[int, int] | None:
+    """Run and kill; None if the run ended before.
+
+    Args:
+        work: Where it runs.
+        run: The run.
+        step: The step to wait for; None to kill it while it starts.
+        moment: Seconds to wait after that.
 
     Returns:
         The step that had been reached, and the newest that is saved.
     """
-    process, before = start(work, run.path.name), reached(run)
-    begin = time.monotonic()
-    while process.poll() is None and reached(run) <= run_start(run, before):
+    if run.states:
+        run.forget_after(run.saved_step())  # as the resumed run will, so that its lines are new
+    process, begin = start(work, run.path.name), time.monotonic()
+    while step is not None and process.poll() is None and reached(run) < step:
         if time.monotonic() - begin > _LONGEST:
             process.kill()
-            raise SystemExit("no step was made in ten minutes")
-        time.sleep(0.01)
+            raise SystemExit(f"step {step} was not reached in ten minutes")
+        time.sleep(0.002)
     time.sleep(moment)
     if process.poll() is not None:
         _, said = process.communicate()
@@ -87,11 +96,6 @@ def crash(work: Path, run: RunFolder, moment: float) -> tuple[int, int] | None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return reached(run), run.saved_step()
-
-
-def run_start(run: RunFolder, before: int) -> int:
-    """Return the step that a resumed run begins with: metrics after it are written again."""
-    return min(before, run.saved_step()) if run.states else 0
 
 
 def losses(run: RunFolder) -> dict[int, float]:
@@ -117,10 +121,12 @@ def main() -> None:
     chance, kills, worst = random.Random(options.seed), 0, 0
     print("| kill | step reached | step resumed | lost |\n| --- | --- | --- | --- |", flush=True)
     while kills < options.kills:
-        left = options.kills - kills
-        # Kills must not run out of steps: each gets its share of those that are left.
-        most = max(1.0, (STEPS - reached(crashed)) / left) * seconds_of_a_step(straight)
-        found = crash(work, crashed, chance.uniform(0, most))
+        saved, left = crashed.saved_step(), options.kills - kills
+        step: int | None = saved + chance.randint(1, max(1, 2 * (STEPS - 1 - saved) // left))
+        moment = chance.uniform(0, seconds_of_a_step(straight))
+        if chance.random() < _WHILE_IT_STARTS:
+            step, moment = None, chance.uniform(0, _SECONDS_TO_START)
+        found = crash(work, crashed, step, moment)
         if found is None:
             break
         kills += 1
@@ -152,7 +158,7 @@ def main() -> None:
 def seconds_of_a_step(run: RunFolder) -> float:
     """Return how long a step took, on the average."""
     records = [record for record in run.read_metrics() if "images_per_s" in record]
-    return 4 * sum(1 / record["images_per_s"] for record in records) / len(records)
+    return sum(float(4 / record["images_per_s"]) for record in records) / len(records)
 
 
 if __name__ == "__main__":
