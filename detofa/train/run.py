@@ -160,9 +160,19 @@ class RunFolder:
         write_json(self.path / "environment.json", "environment", record)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one line to the metrics."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        """Append one line to the metrics.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written.
+        """
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.metrics}: {error.strerror or error}; free some space or make "
+                "the folder writable, and the same command goes on from the last checkpoint"
+            ) from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the lines of the metrics; a last line cut short by a crash is left out."""

@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import io
+import json
 
 import numpy as np
 import pytest
@@ -89,6 +90,60 @@ def test_nothing_found_gives_zero_without_a_sound(tmp_path, make_coco, capsys):
     assert (result.ap, result.ap50) == (0, 0)
     assert result.per_class[1].ap is None
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("before", "expected"), [(98, 1 / 99), (99, 1 / 100), (100, 0.0)])
+def test_only_the_hundred_best_of_an_image_count(tmp_path, make_coco, before, expected):
+    dataset = load_dataset(make_coco(tmp_path, {"val": [[(3, (1, 1, 10, 10))]]}, CATS), "val")
+    wrong = [((30, 20, 40, 30), 0.9 - row / 1000, 0) for row in range(before)]
+    result = evaluate_detections(dataset, [_found(*wrong, ((1, 1, 11, 11), 0.5, 0))])
+    assert result.ap == pytest.approx(expected)
+
+
+def test_a_box_on_an_image_without_objects_costs_precision(tmp_path, make_coco):
+    dataset = load_dataset(make_coco(tmp_path, {"val": [[], [(3, (1, 1, 10, 10))]]}, CATS), "val")
+    hit, wrong = ((1, 1, 11, 11), 0.5, 0), ((5, 5, 15, 15), 0.9, 0)
+    assert evaluate_detections(dataset, [_found(), _found(hit)]).ap == pytest.approx(1)
+    assert evaluate_detections(dataset, [_found(wrong), _found(hit)]).ap == pytest.approx(0.5)
+
+
+def test_the_order_of_images_boxes_and_categories_changes_nothing(tmp_path, make_coco):
+    rng = np.random.default_rng(0)
+    images = [
+        [(CATS[label][0], (*rng.uniform(0, 25, 2), *rng.uniform(4, 14, 2))) for label in (0, 1, 1)]
+        for _ in range(6)
+    ]
+    root = make_coco(tmp_path, {"val": images}, CATS)
+    straight = load_dataset(root, "val")
+    found = dict(
+        zip((image.path.name for image in straight.images), _noisy(straight, rng, 1.0), strict=True)
+    )
+    before = evaluate_detections(straight, list(found.values()))
+    assert 0.1 < before.ap < 0.9
+    path = root / "annotations" / "instances_val.json"
+    record = json.loads(path.read_text())
+    for part in ("images", "annotations", "categories"):
+        record[part] = [record[part][row] for row in rng.permutation(len(record[part]))]
+    for number, annotation in enumerate(record["annotations"]):
+        annotation["id"] = 5 * number + 3  # with gaps
+    path.write_text(json.dumps(record))
+    mixed = load_dataset(root, "val")
+    assert [image.path.name for image in mixed.images] != list(found)
+    labels = {category.id: label for label, category in enumerate(mixed.categories)}
+    moved = [
+        dataclasses.replace(
+            found[image.path.name],
+            labels=np.array(
+                [labels[straight.categories[label].id] for label in found[image.path.name].labels]
+            ),
+        )
+        for image in mixed.images
+    ]
+    after = evaluate_detections(mixed, moved)
+    assert after.ap == pytest.approx(before.ap, abs=1e-12)
+    assert {one.name: one.ap for one in after.per_class} == {
+        one.name: pytest.approx(one.ap) for one in before.per_class
+    }
 
 
 def test_results_carry_the_original_ids(tmp_path, make_coco):

@@ -140,6 +140,29 @@ def test_a_full_disk_leaves_the_last_state_and_no_rest(
     assert trainer_of(config, tmp_path).step == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full, as Linux has it")
+def test_a_disk_that_fills_up_while_training_is_told_and_the_run_goes_on_later(
+    digits: Path, tmp_path: Path
+) -> None:
+    config = config_of(digits)
+    trainer = trainer_of(config, tmp_path / "full")
+    seen = Quiet()
+    trainer.train(seen, lambda: len(seen.losses) == 2)
+    metrics = trainer.run.metrics
+    kept = metrics.rename(tmp_path / "kept.jsonl")
+    metrics.symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"No space left on device; free some space.*goes on"):
+        trainer.train(Quiet(), never)
+    metrics.unlink()
+    kept.rename(metrics)
+    resumed = trainer_of(config, tmp_path / "full")
+    resumed.train(Quiet(), never)
+    straight = trainer_of(config, tmp_path / "straight")
+    straight.train(Quiet(), never)
+    assert same(weights_of(straight), weights_of(resumed))
+    assert [record["step"] for record in resumed.run.read_metrics()] == [1, 2, 3, 4, 5, 6]
+
+
 # ---- losses -------------------------------------------------------------------------------
 
 
