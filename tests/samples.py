@@ -7,12 +7,17 @@ from typing import Any
 
 import torch
 
+from detofa.arch import Arch
 from detofa.data.dataset import load_dataset
+from detofa.files import sha256_file
 from detofa.imaging import IMAGENET
 from detofa.presets import preset
 from detofa.subnet import PostProcessing, Subnet
+from detofa.supernet.detector import Supernet
+from detofa.train.checkpoint import save_subnet_weights
 from detofa.train.config import TrainConfig
 from detofa.train.detection import DetectionTask
+from detofa.train.evaluate import extract_recalibrated
 from detofa.train.ranks import ALONE, Ranks
 from detofa.train.run import RunFolder
 from detofa.train.trainer import Trainer
@@ -82,3 +87,26 @@ def trainer_of(config: TrainConfig, folder: Path, ranks: Ranks = ALONE) -> Train
     train, validation = load_dataset(data, "train"), load_dataset(data, "val")
     task = DetectionTask(config, train=train, validation=validation)
     return Trainer(config, task, RunFolder(path=folder), torch.device("cpu"), ranks)
+
+
+def save_subnet(trainer: Trainer, arch: Arch, path: Path) -> None:
+    """Write a path of a trained supernet as subnet.json, its weights beside it."""
+    supernet = trainer.averaged_supernet
+    assert isinstance(supernet, Supernet)
+    weights = path.with_suffix(".safetensors")
+    save_subnet_weights(weights, extract_recalibrated(supernet, arch, trainer.task.recalibration))
+    Subnet(
+        space=trainer.space,
+        arch=arch,
+        preprocessing=trainer.task.preprocessing,
+        postprocessing=PostProcessing(),
+        categories=trainer.task.categories,
+        weights_file=weights.name,
+        weights_sha256=sha256_file(weights),
+        supernet_sha256=sha256_file(trainer.run.supernet),
+        recalibration=dict(trainer.task.recalibration.to_json()),
+        figures={},
+        device=None,
+        table_sha256=None,
+        command="detofa search",
+    ).save(path)

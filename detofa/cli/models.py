@@ -30,14 +30,17 @@ def evaluate(
     skip_bad: SkipBad = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a detector's COCO average precision on a split."""
+    """Measure a detector's COCO average precision on a split; under torchrun, shared."""
     import json
+
+    import torch
 
     from detofa.data.dataset import Category, load_dataset
     from detofa.train.evaluate import evaluate_detector
+    from detofa.train.ranks import join_ranks
 
     detector, subnet = open_model(model, threads, runtime)
-    with detector:
+    with detector, join_ranks(torch.device("cpu")) as (ranks, _):
         root = data or data_of_subnet(subnet)
         if root is None:
             raise UserError(
@@ -46,14 +49,14 @@ def evaluate(
             )
         expected = tuple(Category(id=number, name=name) for number, name in detector.categories)
         dataset = load_dataset(root, split, categories=expected, skip_bad=skip_bad)
-        result, _ = evaluate_detector(detector, dataset)
-    if as_json:
-        about = {"model": str(model), "data": str(root), "split": dataset.split}
-        figures = {"images": len(dataset.images), **dataclasses.asdict(result)}
-        print(json.dumps({**about, **figures}, indent=1))
-        return
-    print(f"{model} on {root}, split {dataset.split}: {len(dataset.images)} images")
-    _show_precision(result)
+        result, _ = evaluate_detector(detector, dataset, ranks=ranks)
+        if as_json:
+            about = {"model": str(model), "data": str(root), "split": dataset.split}
+            figures = {"images": len(dataset.images), **dataclasses.asdict(result)}
+            print(json.dumps({**about, **figures}, indent=1))
+            return
+        print(f"{model} on {root}, split {dataset.split}: {len(dataset.images)} images")
+        _show_precision(result)
 
 
 def predict(

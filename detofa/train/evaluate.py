@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from detofa.supernet.loss import LossWeights, assign, detection_loss
 from detofa.supernet.recalibrate import recalibrate
 from detofa.supernet.session import TorchSession
 from detofa.supernet.sharing import ArchModule, Network
+from detofa.train.ranks import ALONE, Ranks
 
 _BATCH_SIZE = 8  # of the evaluation
 EVALUATION_THRESHOLD = 0.001
@@ -93,14 +94,26 @@ def torch_detector(
 
 
 def evaluate_detector(
-    detector: Detector, dataset: DetectionDataset, *, batch_size: int = _BATCH_SIZE
+    detector: Detector,
+    dataset: DetectionDataset,
+    *,
+    batch_size: int = _BATCH_SIZE,
+    ranks: Ranks = ALONE,
 ) -> tuple[AveragePrecision, list[Detections]]:
     """Run a detector over a split.
 
+    Args:
+        detector: An opened detector.
+        dataset: The split.
+        batch_size: Images that go through it together.
+        ranks: The processes that share the images.
+
     Returns:
-        Its AP, and the detections of every image.
+        Its AP, and the detections of every image, on every rank.
     """
-    found = _detect(detector, dataset, batch_size)
+    own = replace(dataset, images=dataset.images[ranks.index :: ranks.count])
+    parts = ranks.gather(_detect(detector, own, batch_size))
+    found = [parts[row % ranks.count][row // ranks.count] for row in range(len(dataset.images))]
     return evaluate_detections(dataset, found), found
 
 

@@ -8,16 +8,15 @@ import torch
 
 from detofa.data.dataset import load_dataset
 from detofa.data.demo import make_demo_dataset
-from detofa.files import sha256_file
-from detofa.subnet import PostProcessing, Subnet
-from detofa.supernet.detector import StaticDetector, Supernet
-from detofa.train.checkpoint import load_subnet, save_subnet_weights
+from detofa.subnet import Subnet
+from detofa.supernet.detector import StaticDetector
+from detofa.train.checkpoint import load_subnet
 from detofa.train.detection import FinetuneTask
-from detofa.train.evaluate import evaluate_detector, extract_recalibrated, torch_detector
+from detofa.train.evaluate import evaluate_detector, torch_detector
 from detofa.train.finetune import finetune
 from detofa.train.run import RunFolder
 from detofa.train.trainer import Trainer
-from tests.samples import Quiet, config_of, trainer_of
+from tests.samples import Quiet, config_of, save_subnet, trainer_of
 
 STEPS = 4
 
@@ -35,27 +34,8 @@ def chosen(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chosen")
     trainer = trainer_of(config_of(digits, steps=2), folder / "run")
     trainer.train(Quiet(), lambda: False)
-    supernet = trainer.averaged_supernet
-    assert isinstance(supernet, Supernet)
     arch = dataclasses.replace(trainer.space.smallest, image_size=(64, 96))
-    detector = extract_recalibrated(supernet, arch, trainer.task.recalibration)
-    weights = folder / "subnet.safetensors"
-    save_subnet_weights(weights, detector)
-    Subnet(
-        space=trainer.space,
-        arch=arch,
-        preprocessing=trainer.task.preprocessing,
-        postprocessing=PostProcessing(),
-        categories=trainer.task.categories,
-        weights_file=weights.name,
-        weights_sha256=sha256_file(weights),
-        supernet_sha256=sha256_file(trainer.run.supernet),
-        recalibration=dict(trainer.task.recalibration.to_json()),
-        figures={},
-        device=None,
-        table_sha256=None,
-        command="detofa search",
-    ).save(folder / "subnet.json")
+    save_subnet(trainer, arch, folder / "subnet.json")
     return folder / "subnet.json"
 
 

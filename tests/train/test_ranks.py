@@ -27,7 +27,7 @@ from detofa.train.ranks import Ranks
 from detofa.train.run import RunFolder
 from detofa.train.trainer import Trainer
 from tests.data.test_image_folder import write_folder
-from tests.samples import Quiet, config_of, trainer_of
+from tests.samples import Quiet, config_of, save_subnet, trainer_of
 
 REPOSITORY = Path(__file__).parents[2]
 _PATHS = 3  # of a step: largest, smallest and a random one
@@ -193,6 +193,40 @@ def test_two_ranks_share_the_labels_of_a_filter(digits: Path, tmp_path: Path) ->
     assert trainer.run.filter_report.is_file()
     evaluated = json.loads((trainer.run.path / "path_evaluations.json").read_text())
     assert len(evaluated["paths"]) == 8
+
+
+@pytest.mark.slow
+def test_two_ranks_share_an_evaluation_and_one_tells_it(digits: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(config_of(digits, steps=2), tmp_path / "run")
+    trainer.train(Quiet(), lambda: False)
+    arch = trainer.space.largest
+    path = tmp_path / "subnet.json"
+    save_subnet(trainer, arch, path)
+    figures = [
+        json.loads(
+            torchrun("detofa", "eval", str(path), "--data", str(digits), "--json", folder=tmp_path)
+        ),
+        json.loads(
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "detofa",
+                    "eval",
+                    str(path),
+                    "--data",
+                    str(digits),
+                    "--json",
+                ],
+                capture_output=True,
+                text=True,
+                check=True,
+                cwd=tmp_path,
+            ).stdout
+        ),
+    ]
+    assert figures[0] == figures[1]
+    assert figures[0]["images"] == 4
 
 
 def test_a_batch_that_ranks_cannot_share_evenly_is_refused(digits: Path, tmp_path: Path) -> None:
