@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from detofa.runtime.gates import Tolerance
     from detofa.timer import Timing
 
+_UNKNOWN = "unknown precision"
 # What `Latency` holds, as it is shown.
 _CLOCKS = {"gpu": "GPU time", "thread": "thread CPU time", "wall": "wall time"}
 
@@ -36,8 +37,10 @@ def bench(
     An .onnx file is measured as latency tables are: several sessions, visits with warm-up. An
     engine is timed by the GPU's events, and with copies by the clock on the wall.
     """
-    with open_model(model, threads, runtime)[0] as detector:
+    detector, subnet = open_model(model, threads, runtime)
+    with detector:
         height, width = detector.session.image_size
+    precision = _precision(model)
     latency = _measured(model, runs, threads, batch, runtime, seed)
     ran = {".onnx": runtime.value, ".engine": "tensorrt"}.get(model.suffix, "torch")
     device = _device(model, runtime)
@@ -50,9 +53,11 @@ def bench(
         }
         about = {
             "model": str(model),
+            "weights_sha256": None if subnet is None else subnet.weights_sha256,
             "device": device,
             "image_size": [height, width],
             "runtime": ran,
+            "precision": precision,
             "batch": latency.batch,
             "threads": threads,
             "runs": latency.wall.count,
@@ -60,7 +65,7 @@ def bench(
         }
         print(json.dumps(about | times, indent=1))
         return
-    how = f"input {height}x{width}, batch {latency.batch}, threads {threads}, {ran}"
+    how = f"input {height}x{width}, batch {latency.batch}, threads {threads}, {ran}, {precision}"
     print(f"{model} on {device}: {how}")
     rows = [
         [_CLOCKS[name], *(f"{ms:.2f}" for ms in _percentiles(timing).values())]
@@ -104,10 +109,22 @@ def _measured(
 def _tolerance(model: Path) -> "Tolerance":
     """Return how far two runtimes of a file may be apart: lower precision rounds otherwise."""
     from detofa.runtime.gates import BARS, check_precision
-    from detofa.runtime.manifest import Manifest, manifest_path
 
-    known = manifest_path(model).is_file()
-    return BARS[check_precision(Manifest.of(model).precision) if known else "fp32"].tolerance
+    precision = _precision(model)
+    return BARS["fp32" if precision == _UNKNOWN else check_precision(precision)].tolerance
+
+
+def _precision(model: Path) -> str:
+    """Return the number format of a model's network, by the record that lies beside it."""
+    if model.suffix == ".engine":
+        from detofa.runtime.tensorrt.record import EngineRecord
+
+        return EngineRecord.load(model).precision
+    if model.suffix == ".onnx":
+        from detofa.runtime.manifest import Manifest, manifest_path
+
+        return Manifest.of(model).precision if manifest_path(model).is_file() else _UNKNOWN
+    return "fp32"
 
 
 def _device(model: Path, runtime: ModelRuntime) -> str:

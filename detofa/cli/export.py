@@ -370,4 +370,9 @@ def _show_export(exported: "Exported") -> None:
             f"{verified['share_of_macs']:.1%} of the convolutions' multiply-accumulates are in "
             f"{exported.manifest.precision}; {len(kept)} convolutions stay fp32"
         )
+    if exported.manifest.precision == "int8":
+        print(
+            "note: int8 is not faster everywhere: compare `detofa bench` of this file and of the "
+            "fp16 and fp32 ones where it is to run, and take the fastest"
+        )
     print(f"next: `detofa predict {exported.model_path} IMAGES`")

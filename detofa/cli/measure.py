@@ -339,6 +339,11 @@ def _show_profile(table: "LatencyTable") -> None:
         f"{table.method['passes']} passes in {table.method['seconds']:.0f} s, "
         f"{table.threads} threads, batch {table.batch}, {table.method['clock']} clock"
     )
+    told, every = len(table.unseen_blocks), len(table.block_ms)
+    print(
+        f"coverage: {every - told} of {every} blocks of the space are in detectors of the fit; the "
+        f"others cost what the prior {table.model['prior']} and blocks like them say"
+    )
     print(f"range of measured detectors: {min(times):.2f} to {max(times):.2f} ms (p50)")
     floor = table.noise_floor
     before = table.method.get("noise_floor_with_drift")

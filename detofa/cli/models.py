@@ -51,7 +51,9 @@ def evaluate(
         dataset = load_dataset(root, split, categories=expected, skip_bad=skip_bad)
         result, _ = evaluate_detector(detector, dataset, ranks=ranks)
         if as_json:
-            about = {"model": str(model), "data": str(root), "split": dataset.split}
+            weights = None if subnet is None else subnet.weights_sha256
+            about = {"model": str(model), "weights_sha256": weights}
+            about |= {"data": str(root), "split": dataset.split}
             figures = {"images": len(dataset.images), **dataclasses.asdict(result)}
             print(json.dumps({**about, **figures}, indent=1))
             return

@@ -64,7 +64,9 @@ def search(
     ] = 24,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Refuse a table that was measured with other software."),
+        typer.Option(
+            "--strict", help="Refuse a table that was measured with other software or settings."
+        ),
     ] = False,
     seed: Seed = 0,
     data: DataOfRun = None,
@@ -101,7 +103,7 @@ def search(
     )
     table = _table(found, wanted, needed=limit is not None and macs is None)
     if table is not None:
-        _check_software(table, strict=strict)
+        _check_conditions(table, strict=strict)
     with shown_progress() as on_progress:
         chooser = Chooser(
             found,
@@ -121,15 +123,15 @@ def search(
     show()
 
 
-def _check_software(table: "LatencyTable", *, strict: bool) -> None:
-    """Warn where a table was measured with other software than is here.
+def _check_conditions(table: "LatencyTable", *, strict: bool) -> None:
+    """Warn where a table was measured with other software or settings than are here.
 
     Raises:
         UserError: so it was, and the user is strict.
     """
-    from detofa.profiling.again import software_difference
+    from detofa.profiling.again import difference_here
 
-    difference = software_difference(table)
+    difference = difference_here(table)
     if difference is None:
         return
     if strict:

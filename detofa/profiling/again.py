@@ -18,6 +18,12 @@ AGAIN = Schedule(passes=12, visits_of_a_session=4, extra_passes=0)
 """How detectors are visited when they are measured beside those of a table."""
 
 _ANCHORS = 10  # detectors of a table that tell how fast the machine is now
+# What may be set otherwise on the same device, and bears on speed.
+_SETTINGS = {
+    "governor": "the governor",
+    "usable_cores": "the number of usable cores",
+    "power_limit_watts": "a power limit in watts of",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,17 +107,27 @@ def _runtime_of(table: LatencyTable) -> Runtime:
     )
 
 
-def software_difference(table: LatencyTable) -> str | None:
-    """Return in words how the runtime here differs from a table's; None where it does not.
+def difference_here(table: LatencyTable) -> str | None:
+    """Return in words how this machine differs from what a table was measured with, or None.
 
     Of a device that is not here nothing is known, so nothing is said.
     """
-    if device_here(table.device.name) is None:
+    device = device_here(table.device.name)
+    if device is None:
         return None
-    here = _runtime_of(table).version
-    if here == table.runtime_version:
+    version, then = _runtime_of(table).version, table.device.details
+    pairs = {table.runtime: (table.runtime_version, version)}
+    pairs |= {
+        words: (then[detail], device.details[detail])
+        for detail, words in _SETTINGS.items()
+        if then.get(detail) is not None and device.details.get(detail) is not None
+    }
+    differences = [
+        f"{what} {was}, and here is {now}" for what, (was, now) in pairs.items() if was != now
+    ]
+    if not differences:
         return None
     return (
-        f"the latency table was measured with {table.runtime} {table.runtime_version}, and here "
-        f"is {here}; `detofa profile` measures again"
+        f"the latency table was measured with {'; '.join(differences)}; `detofa profile` measures "
+        "again"
     )

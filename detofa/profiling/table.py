@@ -20,6 +20,7 @@ from detofa.timer import Clock
 
 KIND = "latency_table"
 REMAKE = "`detofa profile`"
+_LISTED = 3  # blocks named in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,20 @@ class LatencyTable:
         if self.suppression_ms is not None:
             parts["suppression"] = np.full(len(genes), self.suppression_ms)
         return parts
+
+    @property
+    def unseen_blocks(self) -> list[str]:
+        """Return the keys of blocks that no detector of the fit has.
+
+        Their costs come from the prior, and from what the fit found for blocks like them.
+        """
+        archs = [
+            self.space.arch(np.array(entry["genes"], np.int8))
+            for entry in self.detectors
+            if entry["role"] == "fit"
+        ]
+        seen = {block.key for arch in archs for block in self.space.blocks(arch)}
+        return [key for key in all_blocks(self.space) if key not in seen]
 
     @cached_property
     def cost(self) -> AdditiveCost:
@@ -196,11 +211,19 @@ def load_table(
     record["space"] = SearchSpace.from_json(record["space"])
     record["device"] = Device.from_json(record["device"])
     table = LatencyTable(**record)
-    costs = [table.block_ms.get(key) for key in all_blocks(table.space)]
-    if not all(isinstance(cost, float) and isfinite(cost) and cost > 0 for cost in costs):
-        raise UserError(f"{path} lacks the cost of some blocks; make it again with {REMAKE}")
+    lacking = [key for key in all_blocks(table.space) if not _is_cost(table.block_ms.get(key))]
+    if lacking:
+        more = ", ..." if len(lacking) > _LISTED else ""
+        raise UserError(
+            f"{path} lacks the cost of {len(lacking)} blocks of its space "
+            f"({', '.join(lacking[:_LISTED])}{more}); make it again with {REMAKE}"
+        )
     table.check(path, space=space, device=device)
     return table
+
+
+def _is_cost(value: object) -> bool:
+    return isinstance(value, float) and isfinite(value) and value > 0
 
 
 def table_name(

@@ -284,7 +284,19 @@ def open_onnx(
             "Check the driver with `nvidia-smi`, and that the libraries that this build of ONNX "
             f"Runtime needs are installed{said}"
         )
+    if provider != CPU:
+        _check_index(session, provider, device_index)
     return session
+
+
+def _check_index(session: Any, provider: str, device_index: int) -> None:
+    """Raise UserError if a session says that it is on another GPU than was asked for."""
+    used = session.get_provider_options().get(provider, {}).get("device_id")
+    if used not in (None, str(device_index)):
+        raise UserError(
+            f"ONNX Runtime put the model on GPU {used}, not on GPU {device_index} as asked; unset "
+            "CUDA_VISIBLE_DEVICES, or report this with the version of ONNX Runtime"
+        )
 
 
 def _options(provider: str, device_index: int) -> dict[str, str]:
