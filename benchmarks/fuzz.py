@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tests.fuzz.reader import Files, Reader
 
-_BATCH = 1000
+_BATCH, _BATCH_BYTES = 1000, 50 << 20
 _KEPT = 40  # failures of a reader that are saved
 _GROWTH_BYTES = 3 << 30  # what a reader may allocate beside what the interpreter has
 
@@ -106,21 +106,24 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def run_strategies(tally: Tally, changed: Any, cases: int, seconds: float) -> None:
+def run_strategies(tally: Tally, reader: "Reader", cases: int, seconds: float) -> None:
     """Give a reader what its strategies draw, in batches of their own seeds."""
     from hypothesis import HealthCheck, Phase, given, seed, settings
 
-    for batch in range(0, cases, _BATCH):
+    size = min(
+        _BATCH, max(20, _BATCH_BYTES // sum(map(len, reader.files.values())))
+    )  # Hypothesis keeps what it drew
+    for batch in range(0, cases, size):
 
         @seed(batch)
         @settings(
-            max_examples=min(_BATCH, cases - batch),
+            max_examples=min(size, cases - batch),
             database=None,
             deadline=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
-        @given(changed)
+        @given(reader.changed)
         def attempt(files: "Files") -> None:
             if tally.seconds < seconds:
                 tally.try_one(files)
@@ -173,13 +176,14 @@ def run_one(options: argparse.Namespace) -> None:
     if options.guided:
         run_guided(tally, reader, work, (options.cases, options.seconds))
     else:
-        run_strategies(tally, reader.changed, options.cases, options.seconds)
+        run_strategies(tally, reader, options.cases, options.seconds)
     (work / "report.json").write_text(json.dumps(tally.report()))
 
 
 def row_of(name: str, options: argparse.Namespace) -> Mapping[str, Any]:
     """Try one reader in a process of its own; return its row."""
-    with tempfile.TemporaryDirectory() as work:
+    memory = Path("/dev/shm")  # a disk would take most of the time
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as work:
         command = [sys.executable, "-m", "benchmarks.fuzz", "--one", name, "--work", work]
         command += ["--cases", str(options.cases), "--seconds", str(options.seconds)]
         command += ["--output", options.output, *(["--guided"] if options.guided else [])]

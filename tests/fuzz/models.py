@@ -196,9 +196,9 @@ def small_onnx() -> onnx.ModelProto:
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(0)
-    weight = rng.normal(size=(6, 3, 1, 1)).astype(np.float32)
+    weight, square = rng.normal(size=(6, 3, 1, 1)).astype(np.float32), [32, 32]
     nodes = [
-        helper.make_node("AveragePool", ["images"], ["pool"], kernel_shape=[32] * 2, strides=[32] * 2),
+        helper.make_node("AveragePool", ["images"], ["pool"], kernel_shape=square, strides=square),
         helper.make_node("Conv", ["pool", "weight"], ["cells"], name="conv"),
         helper.make_node("Reshape", ["cells", "shape"], ["flat"]),
         helper.make_node("Transpose", ["flat"], ["rows"], perm=[0, 2, 1]),
