@@ -5,6 +5,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 import zipfile
@@ -18,6 +19,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in a zip
 
 SCHEMA = 1
 _PART_BYTES = 1 << 20
+_MAX_NESTING = 100
 
 
 @contextlib.contextmanager
@@ -103,13 +105,12 @@ def read_json(path: Path, kind: str, *, remake: str) -> dict[str, Any]:
         UserError: missing, unreadable, truncated, of another kind, or of an unknown schema.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors add a byte order mark
-        content = json.loads(text, parse_constant=_refuse_constant)
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; make it with {remake}") from None
     except OSError as error:
         raise _cannot_read(path, error) from error
-    except (ValueError, RecursionError) as error:  # ValueError: text and JSON faults, vast numbers
+    except ValueError as error:
         raise UserError(
             f"{path} is not whole JSON ({error}); it may be truncated: make it again with {remake}"
         ) from error
@@ -122,6 +123,45 @@ def read_json(path: Path, kind: str, *, remake: str) -> dict[str, Any]:
             f"make it again with {remake}"
         )
     return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text that anyone may have written.
+
+    What comes back can be shown, copied and written again: it is nested `_MAX_NESTING` deep at
+    most, and all its numbers are finite.
+
+    Args:
+        text: Bytes may begin with a byte order mark, as some editors add one.
+
+    Raises:
+        ValueError: it is not such a text.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_MAX_NESTING} deep") from None
+    refuse_deep(value)
+    return value
+
+
+def refuse_deep(value: Any) -> None:
+    """Raise ValueError if lists and mappings in a value are nested more than `_MAX_NESTING` deep.
+
+    What is nested deeper may not be shown, copied or written: all of these recurse.
+    """
+    level = [value]
+    for _ in range(_MAX_NESTING + 1):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, list | dict)
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, list | dict)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {_MAX_NESTING} deep")
 
 
 def sha256_file(path: Path) -> str:
@@ -152,7 +192,7 @@ def check_companion(path: Path, companion: Path, sha256: str, *, remake: str) ->
     Raises:
         UserError: the companion is missing or has another hash.
     """
-    if not companion.is_file():
+    if not os.path.isfile(companion):  # Path's raises for a name that the system refuses
         raise UserError(
             f"{path} needs {companion}, which does not exist; copy it beside {path.name}, or make "
             f"both again with {remake}"
@@ -203,6 +243,13 @@ def _cannot_read(path: Path, error: OSError) -> UserError:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is larger than any number can be here")
+    return number
 
 
 def zipped(entries: Mapping[str, bytes]) -> bytes:

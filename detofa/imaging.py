@@ -1,6 +1,7 @@
 """The one image reader, the one letterbox and the one normalisation: pillow and numpy only."""
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ _TRANSPOSE_OF_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# As a file may be named .jpg and be another. Not all that pillow knows: it has EPS drawn by a
+# program, and rare formats are read by code that few have tried.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _COMPLETE_TAILS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
@@ -47,10 +51,12 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         try:
             with _quiet():
                 image.load()
+                pixels = np.ascontiguousarray(_to_rgb(image, path))
+        except UserError:
+            raise
         except Exception as error:  # decoders raise many types; each means a broken file
             raise UserError(f"{path} is broken ({error}); replace the image or remove it") from None
         orientation = _orientation(image)
-        pixels = np.ascontiguousarray(_to_rgb(image, path))
     if orientation in _TRANSPOSE_OF_ORIENTATION:
         upright = Image.fromarray(pixels).transpose(_TRANSPOSE_OF_ORIENTATION[orientation])
         pixels = np.array(upright)
@@ -281,15 +287,15 @@ def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
 
 def _opened(path: Path) -> Image.Image:
     """Open an image file without decoding it."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path's raises for a name that the system refuses
         raise UserError(
-            f"image {path} does not exist" if not path.exists() else f"{path}: a folder"
+            f"image {path} does not exist" if not os.path.exists(path) else f"{path}: no image file"
         )
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty (0 bytes); replace the image or remove it")
         with _quiet():
-            image = Image.open(path)
+            image = Image.open(path, formats=_FORMATS)
     except Image.DecompressionBombError:
         raise UserError(_too_large(path)) from None
     except UserError:
@@ -299,7 +305,7 @@ def _opened(path: Path) -> Image.Image:
             f"{path} is not an image that can be read ({type(error).__name__}); replace it with "
             "a JPEG or PNG file, or remove it"
         ) from None
-    if image.width * image.height > MAX_PIXELS:
+    if not 0 < image.width * image.height <= MAX_PIXELS:
         image.close()
         raise UserError(_too_large(path))
     return image
@@ -314,7 +320,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _too_large(path: Path) -> str:
-    return f"{path} has more than {MAX_PIXELS / 1e6:.0f} million pixels; shrink the image first"
+    return f"{path} has no pixels, or more than {MAX_PIXELS / 1e6:.0f} million; shrink it first"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -327,8 +333,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):
-        values = np.asarray(image).astype(np.int64)
-        gray = np.clip(values // 257, 0, 255).astype(np.uint8)
+        gray = np.clip(np.asarray(image) // 257, 0, 255).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=-1)
     if image.mode == "F":
         raise UserError(f"{path} has floating-point pixels; save it as an 8-bit PNG or JPEG")

@@ -24,7 +24,11 @@ Genes = NDArray[np.int8]
 Activation = Literal["relu", "relu6", "hardswish"]
 ABSENT = -1
 _NUM_GLOBAL = 4  # image size, neck width, head width, head depth
-_LARGEST = 65_536  # of any size or number of channels
+_LARGEST = 65_536  # of any number of channels
+_LARGEST_SIDE = 4_096  # of an image, in pixels
+_MOST_STAGES = 32
+_MOST_BLOCKS = 100_000  # that differ; the shipped spaces have some hundreds
+_MOST_WEIGHTS = 1 << 26  # of the largest arch, or 256 MiB; the shipped spaces have some millions
 _MAX_DEPTH = 64
 _MAX_OPTIONS = 127  # int8 genes
 
@@ -108,6 +112,8 @@ class SearchSpace:
             UserError: a field is of the wrong kind or out of range.
         """
         _require(isinstance(self.name, str), "name", "text", self.name)
+        few = isinstance(self.stages, tuple) and 1 <= len(self.stages) <= _MOST_STAGES
+        _require(few, "stages", f"1 to {_MOST_STAGES}", self.stages)
         if self.num_classes == 0:
             raise UserError("a space needs at least one class, got 0")
         for name in ("num_classes", "stem_channels", "box_bins"):
@@ -128,6 +134,30 @@ class SearchSpace:
         fits = fits and [strides[index] for index in places] == [8, 16, 32] and strides[-1] == 32
         _require(fits, "pyramid_stages", "where strides 8, 16 and 32 end (the last)", places)
         object.__setattr__(self, "image_sizes", _ordered_sizes(self.image_sizes))
+        self._check_amounts()
+
+    def _check_amounts(self) -> None:
+        """Raise UserError where the blocks or the weights would fill the memory.
+
+        The weights are those of the largest arch's dense and depthwise convolutions, roughly.
+        """
+        blocks = len(self.neck_widths) * len(self.head_widths) * len(self.head_depths)
+        neck, head = self.neck_widths[-1], self.head_widths[-1]
+        weights = head * head * self.head_depths[-1] + head * (self.num_classes + 4 * self.box_bins)
+        before = self.stem_channels
+        for stage in self.stages:
+            options = len(stage.kernel_sizes) * len(stage.expand_ratios)
+            blocks += stage.max_depth * options
+            middle = max(before, stage.channels) * stage.expand_ratios[-1]
+            dense = middle if stage.squeeze_excite else before + stage.channels
+            window = stage.kernel_sizes[-1] ** 2
+            weights += stage.max_depth * middle * (before + stage.channels + dense + window)
+            weights += neck * stage.channels
+            before = stage.channels
+        blocks *= len(self.image_sizes)
+        _require(blocks <= _MOST_BLOCKS, "choices", f"of up to {_MOST_BLOCKS} blocks", blocks)
+        few = weights + neck * (neck + head) <= _MOST_WEIGHTS
+        _require(few, "channels", f"so few that there are {_MOST_WEIGHTS} weights", weights)
 
     # ---- identity -------------------------------------------------------------------------
 
@@ -505,10 +535,15 @@ def _ordered_sizes(sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], .
     )
     _require(pairs, "image_sizes", "pairs of height and width, such as (256, 320)", sizes)
     for height, width in sizes:
-        if height % 32 or width % 32 or min(height, width) < 64 or max(height, width) > _LARGEST:
+        if (
+            height % 32
+            or width % 32
+            or min(height, width) < 64
+            or max(height, width) > _LARGEST_SIDE
+        ):
             raise UserError(
                 f"image size {height}x{width} (height x width) should be multiples of 32, "
-                "at least 64"
+                f"from 64 to {_LARGEST_SIDE}"
             )
     if not 1 <= len(sizes) <= _MAX_OPTIONS:
         raise UserError(

@@ -99,7 +99,8 @@ def _four_digits(value: float) -> str:
 
 
 def _split(text: str, expected: str) -> tuple[str, str]:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*", text, re.ASCII)
+    # Stripped beforehand: two places that take spaces side by side would share them out in turn.
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)", text.strip(), re.ASCII)
     if match is None:
         raise UserError(f"{text!r} is not {expected}")
     return match[1], match[2]

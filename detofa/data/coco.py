@@ -1,6 +1,6 @@
 """COCO layout: annotation files found by looking, images found by their file name."""
 
-import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +18,7 @@ from detofa.data.records import (
     subfolders,
 )
 from detofa.errors import UserError
+from detofa.files import parse_json
 
 _OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info", "detofa")
 _SNIFF_LIMIT_BYTES = 64 << 20
@@ -117,11 +118,11 @@ def _candidates(root: Path) -> Iterator[Path]:
 
 
 def _looks_like_coco(path: Path) -> bool:
-    if path.stat().st_size > _SNIFF_LIMIT_BYTES:
-        return False
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        if not path.is_file() or path.stat().st_size > _SNIFF_LIMIT_BYTES:
+            return False
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"images", "annotations", "categories"} <= set(content)
 
@@ -136,10 +137,10 @@ def _split_of(path: Path, root: Path) -> str | None:
 
 def _read_json(source: Path) -> dict[str, Any]:
     try:
-        content = json.loads(source.read_bytes())
+        content = parse_json(source.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {source}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(
             f"{source} is not whole JSON ({error}); it may be truncated: copy or export it again"
         ) from None
@@ -242,7 +243,7 @@ class _ImageFinder:
         name = file_name.replace("\\", "/")
         for index, folder in enumerate(self._folders):
             path = folder / name
-            if path.is_file():
+            if os.path.isfile(path):  # Path's raises for a name that the system refuses
                 self._folders.insert(0, self._folders.pop(index))
                 return path
         anywhere = self._anywhere().get(Path(name).name, [])

@@ -180,7 +180,10 @@ def read_splits(root: Path) -> dict[str, list[str]]:
     remake = f"`detofa data split {root}`"
     content = files.read_json(root / SPLITS_FILE, "splits", remake=remake)
     splits = content.get("splits")
-    if not isinstance(splits, dict) or not all(isinstance(v, list) for v in splits.values()):
+    if not isinstance(splits, dict) or not all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+        for names in splits.values()
+    ):
         raise UserError(f"{root / SPLITS_FILE} holds no lists of images; make it with {remake}")
     return splits
 

@@ -4,9 +4,14 @@
 all that serves detection data serves it as well.
 """
 
+import bz2
+import gzip
+import lzma
 import shutil
 import tarfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,6 +27,13 @@ from detofa.data.records import (
 from detofa.errors import UserError
 from detofa.imaging import image_size
 
+_MOST_BYTES, _MOST_TIMES = 1 << 30, 20  # unpacked: whichever is more; images hardly compress
+_READ_BYTES = 1 << 14
+_OPENERS: Mapping[bytes, Callable[[Path], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
 _LAYOUT = "train/CLASS/IMAGE.jpg and val/CLASS/IMAGE.jpg"
 
 
@@ -92,7 +104,8 @@ def unpacked(source: Path, folder: Path) -> Path:
         folder: Where a tar is unpacked, once; made whole or not at all.
 
     Raises:
-        UserError: neither is there, or the tar is damaged or reaches outside its folder.
+        UserError: neither is there, or the tar is damaged, reaches outside its folder, holds links,
+            or would fill the disk.
     """
     if source.is_dir():
         return source
@@ -102,15 +115,59 @@ def unpacked(source: Path, folder: Path) -> Path:
         partial = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            with tarfile.open(source) as archive:
-                archive.extractall(partial, filter="data")
+            most = max(_MOST_BYTES, _MOST_TIMES * source.stat().st_size)
+            with _opened(source) as content, _tar_of(content) as archive:
+                archive.extractall(partial, _only_files(archive, most), filter="data")
                 _expect_end(archive)
             partial.rename(folder)
-        except (tarfile.TarError, OSError, EOFError) as error:
+        except Exception as error:  # tarfile and the decompressors raise a dozen types
             shutil.rmtree(partial, ignore_errors=True)
-            raise UserError(f"{source} cannot be unpacked as a tar: {error}") from error
+            raise UserError(f"{source} cannot be unpacked as a tar: {error!r}") from error
     inside = subfolders(folder)
     return inside[0] if not _split_folders(folder) and len(inside) == 1 else folder
+
+
+class _SmallReads:
+    """A file for `tarfile`, which reads a header as long as it says that it is, into memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.seek, self.tell = file.seek, file.tell
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _READ_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+
+def _opened(source: Path) -> IO[bytes]:
+    """Open a file, decompressed if it is compressed."""
+    with source.open("rb") as file:
+        begin = file.read(6)
+    for magic, opener in _OPENERS.items():
+        if begin.startswith(magic):
+            content: IO[bytes] = opener(source)
+            return content
+    return source.open("rb")
+
+
+def _tar_of(content: IO[bytes]) -> tarfile.TarFile:
+    # It asks no more of a file than these three methods.
+    return tarfile.TarFile(fileobj=_SmallReads(content), copybufsize=_READ_BYTES)  # type: ignore[arg-type]
+
+
+def _only_files(archive: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of an archive as long as they are files and folders, and not too large."""
+    total = 0
+    for member in archive:
+        if not (member.isreg() or member.isdir()):
+            raise tarfile.ReadError(f"{member.name!r} is neither a file nor a folder")
+        if member.size < 0:  # older Pythons would read such an archive for ever
+            raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes")
+        total += tarfile.BLOCKSIZE + member.size
+        if total > most:
+            raise tarfile.ReadError(f"it would fill more than {most} bytes")
+        yield member
 
 
 def _expect_end(archive: tarfile.TarFile) -> None:

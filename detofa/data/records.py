@@ -1,6 +1,7 @@
 """What a data set is made of, and what a reader of one layout hands over."""
 
-import re
+import os
+import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,7 @@ class Annotations:
 
 def canonical_split(name: str) -> str | None:
     """Return train, val or test for the names in use (valid, validation, train2017), or None."""
-    return _SPLIT_OF_NAME.get(re.sub(r"\d+$", "", name.lower()))
+    return _SPLIT_OF_NAME.get(name.lower().rstrip(string.digits))
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -193,7 +194,7 @@ def check_image(
         height, width = image_size(image.path)
     except UserError as error:
         reason = str(error).removeprefix(f"{image.path} ")
-        if not image.path.exists():
+        if not os.path.exists(image.path):
             reason = f"the image does not exist (named in {image.source})"
         return None, [Fault(file=image.path, reason=reason, severity="error")]
     if image.annotated_size not in (None, (height, width)):

@@ -4,6 +4,7 @@ Coordinates are taken as they stand: xmin, ymin, xmax, ymax are the edges of the
 Objects marked difficult are ordinary boxes here.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
@@ -77,7 +78,8 @@ def read_annotations(
     for path in every_file:
         try:
             tree = ElementTree.parse(path).getroot()
-        except (OSError, ElementTree.ParseError, ValueError) as error:
+        except (OSError, LookupError, ElementTree.ParseError, ValueError) as error:
+            # LookupError: an encoding that Python does not know
             if path in wanted:
                 reason = f"cannot read the annotation ({getattr(error, 'strerror', None) or error})"
                 faults.append(Fault(file=path, reason=reason, severity="error"))
@@ -122,7 +124,8 @@ def _listed(path: Path, annotations: Path) -> tuple[Path, ...]:
         name = line.strip()
         if name:
             whole = annotations / f"{name}.xml"
-            files.append(whole if whole.exists() else annotations / f"{name.split()[0]}.xml")
+            found = os.path.exists(whole)  # Path's raises for a name that the system refuses
+            files.append(whole if found else annotations / f"{name.split()[0]}.xml")
     return tuple(dict.fromkeys(files))
 
 
@@ -135,7 +138,7 @@ def _size(tree: ElementTree.Element) -> tuple[int, int] | None:
     try:
         height = round(float(tree.findtext("size/height") or 0))
         width = round(float(tree.findtext("size/width") or 0))
-    except ValueError:
+    except (OverflowError, ValueError):
         return None
     return (height, width) if height > 0 and width > 0 else None
 

@@ -1,5 +1,6 @@
 """YOLO layout: data.yaml with the names and the folders, one text file of boxes per image."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from detofa.data.records import (
 )
 from detofa.errors import UserError
 
+_MOST_YAML_BYTES = 1 << 19  # the names of a thousand classes take some 20 KB
 _NOT_NORMALISED = 2.0  # a fraction of the image may pass 1 by a little, pixels pass this
 
 
@@ -101,8 +103,8 @@ def _settings_file(root: Path) -> Path | None:
     for path in paths:
         if path.is_file():
             try:
-                content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, yaml.YAMLError):
+                content = _parse_yaml(path)
+            except ValueError:
                 if path.stem == "data":
                     return path
                 continue
@@ -118,12 +120,40 @@ def _has_labels(root: Path) -> bool:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = _parse_yaml(path)
+    except ValueError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} should hold `names:` and `train:`, `val:`, `test:` paths")
     return content
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no annotations
+    """Refuses aliases, by which a few lines can stand for billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("it has aliases; write out what they stand for")
+        return super().compose_node(parent, index)
+
+
+def _whole_number(loader: Any, node: Any) -> int:
+    number: int = loader.construct_yaml_int(node)
+    str(number)  # raises ValueError for thousands of digits, which no message could show
+    return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
+def _parse_yaml(path: Path) -> Any:
+    """Return what a YAML file holds; raises ValueError where it is none, or too large."""
+    try:
+        if path.stat().st_size > _MOST_YAML_BYTES:
+            raise ValueError(f"it has more than {_MOST_YAML_BYTES} bytes")
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except Exception as error:  # PyYAML raises a dozen types for values that are not of their tag
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 def _images_at(value: Any, content: dict[str, Any], settings: Path, key: str) -> tuple[Path, ...]:
@@ -134,11 +164,21 @@ def _images_at(value: Any, content: dict[str, Any], settings: Path, key: str) ->
         if path.is_file():
             for line in read_lines(path):
                 if line.strip():
-                    images.append((path.parent / line.strip().replace("\\", "/")).resolve())
+                    images.append(_listed(path, line.strip().replace("\\", "/")))
         else:
             inner = list(images_in(path)) or list(images_in(path / "images"))
             images += inner or [p for folder in subfolders(path) for p in images_in(folder)]
     return tuple(dict.fromkeys(images))
+
+
+def _listed(source: Path, line: str) -> Path:
+    try:
+        path = (source.parent / line).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
+        raise UserError(f"{source} lists {line[:60]!r}, which is no path: {error}") from None
+    if not path.name:
+        raise UserError(f"{source} lists {line[:60]!r}, which is no image")
+    return path
 
 
 def _resolve(entry: str, content: dict[str, Any], settings: Path, key: str) -> Path:
@@ -150,7 +190,7 @@ def _resolve(entry: str, content: dict[str, Any], settings: Path, key: str) -> P
     base = str(content.get("path") or "")
     tried = [folder / base / entry, folder / entry, folder / base / stripped, folder / stripped]
     for path in tried:
-        if path.exists():
+        if os.path.exists(path):  # Path's raises for a name that the system refuses
             return path
     raise UserError(
         f"{settings}: `{key}: {entry}` does not exist; looked for {tried[0]} and {tried[-1]}; "
@@ -183,7 +223,7 @@ def _categories(root: Path) -> tuple[Category, ...]:
                 key=lambda category: category.id,
             )
         )
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise UserError(f"{settings}: the keys of `names` should be numbers") from None
 
 
@@ -194,14 +234,14 @@ def _label_file(image: Path) -> Path:
         if parts[index] == "images":
             parts[index] = "labels"
             path = Path(*parts).with_suffix(".txt")
-            return path if path.exists() else image.with_suffix(".txt")
+            return path if os.path.exists(path) else image.with_suffix(".txt")
     beside = image.with_suffix(".txt")
     inner = image.parent / "labels" / beside.name
-    return inner if inner.exists() else beside
+    return inner if os.path.exists(inner) else beside
 
 
 def _read_labels(path: Path) -> tuple[tuple[AnnotatedObject, ...], list[Fault]]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         return (), []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

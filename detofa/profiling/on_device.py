@@ -7,17 +7,16 @@ others that are imported here, none of which needs more than numpy and the runti
 import argparse
 import hashlib
 import importlib.resources
-import json
 import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from detofa.errors import UserError
-from detofa.files import sha256_json, write_json
+from detofa.files import parse_json, sha256_json, write_json
 from detofa.profiling.conditions import GPU_RUNTIMES, Conditions, runtime_named
 from detofa.profiling.device import Device, devices_here, gpu_state, holds_words, this_cpu
 from detofa.runtime.measuring import SampleLog, Schedule, measure_models
@@ -119,14 +118,34 @@ def _measure(kit: Mapping[str, Any], options: argparse.Namespace) -> None:
 
 def _read_kit() -> dict[str, Any]:
     try:
-        text = importlib.resources.files(DATA).joinpath(RECORD).read_text(encoding="utf-8")
-        kit: dict[str, Any] = json.loads(text)
+        kit = parse_json(importlib.resources.files(DATA).joinpath(RECORD).read_bytes())
         sha256 = kit.pop("sha256")
-    except (AttributeError, KeyError, OSError, ValueError) as error:
+    except Exception as error:  # damage shows in a dozen types of the importer and of zipfile
         raise UserError(f"{RECORD} of this kit is damaged ({error}); {_AGAIN}") from error
-    if sha256_json(kit) != sha256:
+    if not isinstance(kit, dict) or sha256_json(kit) != sha256 or not _is_whole(kit):
         raise UserError(f"{RECORD} of this kit is damaged; {_AGAIN}")
     return kit | {"sha256": sha256}
+
+
+def _is_whole(kit: Mapping[str, Any]) -> bool:
+    """Return whether a kit's record has what is read of it."""
+    models, schedule, looked_at = (kit.get(name) for name in ("models", "schedule", "looked_at"))
+    texts, counts = ("device", "runtime", "detofa_version"), ("threads", "batch")
+    return (
+        isinstance(models, dict)
+        and all(
+            isinstance(entry, dict)
+            and all(isinstance(entry.get(name), str) for name in ("file", "sha256", "structure"))
+            for entry in models.values()
+        )
+        and isinstance(looked_at, list)
+        and all(isinstance(name, str) and name in models for name in looked_at)
+        and isinstance(schedule, dict)
+        and set(schedule) <= {field.name for field in fields(Schedule)}
+        and all(isinstance(kit.get(name), str) for name in texts)
+        and all(type(kit.get(name)) is int for name in counts)
+        and "plan" in kit
+    )
 
 
 def _reader(entry: Mapping[str, str]) -> Callable[[], bytes]:
@@ -135,8 +154,10 @@ def _reader(entry: Mapping[str, str]) -> Callable[[], bytes]:
     def read() -> bytes:
         try:
             data = importlib.resources.files(DATA).joinpath(entry["file"]).read_bytes()
-        except OSError as error:
-            raise UserError(f"{entry['file']} of this kit is missing; {_AGAIN}") from error
+        except Exception as error:  # as above
+            raise UserError(
+                f"{entry['file']} of this kit is missing or damaged; {_AGAIN}"
+            ) from error
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise UserError(f"{entry['file']} of this kit is damaged; {_AGAIN}")
         return data

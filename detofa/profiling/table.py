@@ -1,12 +1,13 @@
 """LatencyTable: what a search space costs on one device; predicts the latency of any arch."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import datetime
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from detofa.timer import Clock
 KIND = "latency_table"
 REMAKE = "`detofa profile`"
 _LISTED = 3  # blocks named in a message
+_CLOCKS = get_args(Clock)
+_LARGEST = 1e15  # of any number of a table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +184,86 @@ class LatencyTable:
         return record
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < _LARGEST
+
+
+def _is_amount(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_date(value: Any) -> bool:
+    try:
+        return datetime.fromisoformat(value).tzinfo is not None
+    except (TypeError, ValueError):
+        return False
+
+
+def _holds(value: Any, *names: str) -> bool:
+    """Return whether a value is a record that has numbers of these names."""
+    return isinstance(value, dict) and all(_is_number(value.get(name)) for name in names)
+
+
+def _of_numbers(value: Any) -> bool:
+    return _holds(value, *value) if isinstance(value, dict) else False
+
+
+def _is_verification(value: Any) -> bool:
+    return (
+        _holds(value, "noise_floor")
+        and _holds(value.get("errors"), "mape")
+        and type(value.get("passed")) is bool
+        and _is_date(value.get("date"))
+    )
+
+
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    "runtime": _is_text,
+    "runtime_version": _is_text,
+    "precision": _is_text,
+    "batch": _is_count,
+    "threads": _is_count,
+    "method": lambda value: _holds(value, "passes", "seconds") and value.get("clock") in _CLOCKS,
+    "noise_floor": lambda value: value is None or _is_amount(value),
+    "unstable": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "entries": lambda value: isinstance(value, dict) and all(map(_of_numbers, value.values())),
+    "detectors": lambda value: isinstance(value, list) and bool(value),
+    "prior_ms": _of_numbers,
+    "block_ms": _of_numbers,
+    "model": lambda value: isinstance(value, dict) and _is_text(value.get("prior")),
+    "shares": lambda value: value is None or _of_numbers(value),
+    "suppression_ms": lambda value: value is None or _is_amount(value),
+    "held_out": lambda value: _holds(value, "count", "mape", "kendall_tau"),
+    "interval": _is_amount,
+    "verification": lambda value: value is None or _is_verification(value),
+    "date": _is_date,
+    "detofa_version": _is_text,
+}
+"""What the fields of a table's file are checked for; space and device check themselves."""
+
+
+def _check_detectors(path: Path, table: LatencyTable) -> None:
+    for entry in table.detectors:
+        genes = entry.get("genes") if _holds(entry, "p50_ms") else None
+        if not isinstance(genes, list) or not all(type(gene) is int for gene in genes):
+            raise UserError(f"{path} holds a detector that is none; make it again with {REMAKE}")
+        in_range = len(genes) == table.space.num_genes and all(
+            -1 <= gene < count for gene, count in zip(genes, table.space.num_choices, strict=True)
+        )
+        if not in_range or entry["p50_ms"] <= 0:
+            raise UserError(
+                f"{path} holds a detector that is not of its space; make it again with {REMAKE}"
+            )
+
+
 def load_table(
     path: Path, *, space: SearchSpace | None = None, device: Device | None = None
 ) -> LatencyTable:
@@ -207,10 +290,17 @@ def load_table(
         raise UserError(
             f"{path} has been changed since it was measured; make it again with {REMAKE}"
         )
+    for name, fits in _FITS.items():
+        if not fits(record[name]):
+            raise UserError(
+                f"{name} in {path} is not what a latency table holds: {record[name]!r}; make it "
+                f"again with {REMAKE}"
+            )
     record.pop("space_sha256")
     record["space"] = SearchSpace.from_json(record["space"])
     record["device"] = Device.from_json(record["device"])
     table = LatencyTable(**record)
+    _check_detectors(path, table)
     lacking = [key for key in all_blocks(table.space) if not _is_cost(table.block_ms.get(key))]
     if lacking:
         more = ", ..." if len(lacking) > _LISTED else ""

@@ -13,8 +13,6 @@ import json
 import sys
 import tempfile
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -23,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
+from detofa.files import parse_json
 from detofa.imaging import read_image
 from detofa.runtime.bench import Latency, measure_engine, measure_file
 from detofa.runtime.detector import Detector, detector_of
@@ -149,20 +148,12 @@ def _beside() -> Path:
 
 def _packed() -> tuple[bytes, Manifest]:
     """Return the model, checked, and its manifest."""
-    folder = importlib.resources.files(DATA)
     try:
-        record = json.loads(folder.joinpath(RECORD).read_text(encoding="utf-8"))
+        folder = importlib.resources.files(DATA)
+        record = parse_json(folder.joinpath(RECORD).read_bytes())
         manifest = Manifest.from_json(record)
         model = folder.joinpath(MODEL).read_bytes()
-    except (
-        EOFError,
-        OSError,
-        TypeError,
-        UserError,
-        ValueError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except Exception as error:  # damage shows in a dozen types of the importer and of zipfile
         raise UserError(f"this zip is damaged ({error}); copy it to this device again") from error
     if hashlib.sha256(model).hexdigest() != manifest.model_sha256:
         raise UserError("the model in this zip is damaged; copy it to this device again")

@@ -1,6 +1,5 @@
 """Detector: a session with everything around it, from images to boxes on them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
+from detofa.files import parse_json
 from detofa.imaging import Letterbox, Preprocessing, letterbox
 from detofa.runtime.detections import Detections
 from detofa.runtime.manifest import Manifest, manifest_path
@@ -227,11 +227,11 @@ def _stored_subnet(session: FileSession, name: str) -> Subnet | None:
     if text is None:
         return None
     try:
-        record = json.loads(text)
+        record = parse_json(text)
         if not isinstance(record, dict):
             raise UserError(f"a subnet should be a JSON object, got {type(record).__name__}")
         return Subnet.from_json(record)
-    except (json.JSONDecodeError, UserError) as error:
+    except ValueError as error:  # a UserError too
         raise UserError(
             f"the record inside {name} cannot be read ({error}); export it again from subnet.json"
         ) from error

@@ -56,13 +56,15 @@ class Manifest:
         }
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "Manifest":
+    def from_json(cls, record: Any) -> "Manifest":
         """Read what `to_json` wrote.
 
         Raises:
             UserError: a field is missing, unknown or of the wrong kind.
         """
         names = set(cls.__dataclass_fields__)
+        if not isinstance(record, Mapping):
+            raise UserError(f"a manifest should be a JSON object, got {type(record).__name__}")
         found = set(record) - {"schema", "kind"}
         if found != names:
             raise UserError(
@@ -70,15 +72,12 @@ class Manifest:
                 f"make it again with {_REMAKE}"
             )
         fields = {name: record[name] for name in names}
-        try:
-            for name in ("inputs", "outputs"):
-                fields[name] = {key: tuple(shape) for key, shape in record[name].items()}
-            fields["subnet"] = Subnet.from_json(record["subnet"])
-            fields["parity"] = dict(record["parity"])
-            fields["versions"] = dict(record["versions"])
-            fields["convolutions"] = dict(record["convolutions"])
-        except (TypeError, AttributeError) as error:
-            raise UserError(f"a field is of the wrong kind: {error}") from error
+        for name in ("convolutions", "inputs", "outputs", "parity", "versions"):
+            if not isinstance(fields[name], Mapping):
+                raise UserError(f"{name} should be values by name, got {fields[name]!r}")
+        for name in ("inputs", "outputs"):
+            fields[name] = {key: _shape(shape, name) for key, shape in fields[name].items()}
+        fields["subnet"] = Subnet.from_json(record["subnet"])
         for name in ("model_file", "model_sha256", "runtime", "precision"):
             if not isinstance(fields[name], str):
                 raise UserError(f"{name} should be a text, got {fields[name]!r}")
@@ -132,3 +131,9 @@ class Manifest:
 def manifest_path(model: Path) -> Path:
     """Return where the manifest of a model lies: NAME.onnx to NAME.manifest.json."""
     return model.with_name(f"{model.stem}.manifest.json")
+
+
+def _shape(shape: Any, name: str) -> tuple[int | str, ...]:
+    if not isinstance(shape, list | tuple) or not all(type(size) in (int, str) for size in shape):
+        raise UserError(f"{name} should be shapes of whole numbers or texts, got {shape!r}")
+    return tuple(shape)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
+from detofa.files import parse_json
 from detofa.runtime.runtimes import Runtime, Timed
 
 Floats = NDArray[np.float64]
@@ -299,8 +300,8 @@ class SampleLog:
 
 def _pass_of(line: bytes, names: Collection[str], runs: int) -> Pass | None:
     try:
-        return Pass.from_json(json.loads(line), names, runs)
-    except (ValueError, RecursionError, UserError):
+        return Pass.from_json(parse_json(line), names, runs)
+    except ValueError:  # a UserError too
         return None
 
 

@@ -201,15 +201,17 @@ class OnnxSession(FileSession):
         self._session: Any = open_onnx(model, threads=threads, provider=provider)
         self.threads = threads
         self.provider = provider
-        inputs = onnx_ports(self._session)
-        outputs = [output.name for output in self._session.get_outputs()]
+        with _as_user_error(model_name(model)):  # names may be no text
+            inputs = onnx_ports(self._session)
+            outputs = [output.name for output in self._session.get_outputs()]
+            self._metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         super().__init__(model_name(model), inputs, outputs)
         self._input_name = inputs[0].name
 
     @property
     def metadata(self) -> dict[str, str]:
         """Return the texts that are stored inside the file."""
-        return dict(self._opened.get_modelmeta().custom_metadata_map)
+        return self._metadata
 
     def _run_batch(self, names: Sequence[str], images: NDArray[Any]) -> list[NDArray[Any]]:
         found: list[NDArray[Any]] = self._opened.run(list(names), {self._input_name: images})

@@ -62,7 +62,7 @@ def import_classifier(source: str) -> ClassifierSupernet:
     """
     state = _published_state(source)
     classes = state.get("tail.linear.bias")
-    if classes is None:
+    if classes is None or classes.dim() != 1:
         raise UserError(f"{source} has no classifier (classifier.linear.bias); {_WHOLE}")
     space = preset(_space_of(source, state), num_classes=len(classes), image_sizes=[(224, 224)])
     supernet = ClassifierSupernet(space)
@@ -86,7 +86,7 @@ def _space_of(source: str, state: State) -> str:
     if source == LITE0:
         return _LITE0_SPACE
     stem = state.get("backbone.stem.conv.weight")
-    if stem is None:
+    if stem is None or stem.dim() != 4:
         raise UserError(f"{source} has no first convolution (first_conv.conv.weight); {_WHOLE}")
     return "ofa-mbv3" if len(stem) == _STEM_OF_WIDTH_1 else "ofa-mbv3-w1.2"
 
@@ -138,15 +138,30 @@ def read_checkpoint(path: Path) -> State:
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
     except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"{path} cannot be read as a PyTorch state dict of tensors only: "
-            f"{str(error).splitlines()[0]}"
+            f"{path} cannot be read as a PyTorch state dict of tensors only: {reason}"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not all(torch.is_tensor(v) for v in content.values()):
-        raise UserError(f"{path} should hold a state dict, or one under the key 'state_dict'")
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and _is_plain(value) for name, value in content.items()
+    ):
+        raise UserError(
+            f"{path} should hold a state dict of plain tensors by name, or one under the key "
+            "'state_dict'"
+        )
     return content
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is a dense tensor of real numbers that is all there."""
+    return (
+        torch.is_tensor(value)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_complex() or value.is_quantized)
+    )
 
 
 def lite0_state(source: Mapping[str, Tensor]) -> State:

@@ -11,10 +11,11 @@ import tomli_w
 
 from detofa.data.transforms import Augmentation
 from detofa.errors import UserError
-from detofa.files import write_text
+from detofa.files import refuse_deep, write_text
 from detofa.path_filter.rank_quality import FEWEST_PER_BIN
 from detofa.supernet.loss import LossWeights
 
+_MOST_CHARACTERS, _LONGEST_LINE = 100_000, 4_000  # of a recipe; one of all settings has 1,200
 METHODS = ("ofa", "detofa", "random-pruned")
 
 
@@ -160,6 +161,8 @@ class TrainConfig:
         Raises:
             UserError: a field is unknown or of the wrong kind; names it and `source`.
         """
+        if "data" not in record:
+            raise UserError(f"{source} names no data; set data to the folder of a data set")
         return cls(**_fields(cls, record, source))
 
     def save(self, path: Path) -> None:
@@ -174,11 +177,18 @@ def read_recipe(path: Path) -> dict[str, Any]:
         UserError: missing, or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        # What tomllib takes for a line grows as the square of the dots in it.
+        if len(text) > _MOST_CHARACTERS or max(map(len, text.split("\n"))) > _LONGEST_LINE:
+            raise ValueError("it is far longer than settings are")
+        recipe = tomllib.loads(text)
+        refuse_deep(recipe)
+        repr(recipe)  # a number of thousands of digits cannot be shown
     except FileNotFoundError:
         raise UserError(f"recipe {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise UserError(f"recipe {path} is not TOML: {error}") from error
+    return recipe
 
 
 def _fields(owner: Any, record: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -194,7 +204,7 @@ def _fields(owner: Any, record: Mapping[str, Any], source: str) -> dict[str, Any
         elif dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
             assert isinstance(kind, type)
             values[name] = kind(**_fields(kind, value, f"{source}, {name}"))
-        elif kind is float and type(value) is int:
+        elif kind is float and type(value) is int and abs(value) < 2**63:
             values[name] = float(value)
         elif isinstance(kind, type) and type(value) is kind:
             values[name] = value

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from detofa.errors import UserError
-from detofa.files import write_json, write_text
+from detofa.files import parse_json, write_json, write_text
 from detofa.train.config import TrainConfig, read_recipe
 from detofa.train.supernet_record import TRAIN, earlier_state, read_header
 
@@ -77,7 +77,7 @@ class RunFolder:
         for path in self.states:
             try:
                 return int(read_header(path, "training_state", remake=TRAIN)["step"])
-            except (UserError, KeyError, TypeError, ValueError) as error:
+            except (UserError, KeyError, TypeError, ValueError, OverflowError) as error:
                 broken = broken or UserError(
                     f"{path} is not a whole training state ({error}); remove it to start this run "
                     "again, or train under another --name"
@@ -175,15 +175,15 @@ class RunFolder:
             ) from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of the metrics; a last line cut short by a crash is left out."""
+        """Return the lines of the metrics; one that a crash cut short or damaged is left out."""
         if not self.metrics.is_file():
             return []
         records = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+        for line in self.metrics.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
+                record = parse_json(line)
+                if isinstance(record, dict) and type(record.get("step")) is int:
+                    records.append(record)
         return records
 
     def forget_after(self, step: int) -> None:

@@ -1,6 +1,5 @@
 """What a supernet's file says about its weights, read without them and without PyTorch."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from detofa.errors import UserError
-from detofa.files import SCHEMA
+from detofa.files import SCHEMA, parse_json
 from detofa.imaging import Preprocessing
 from detofa.space import SearchSpace
 
@@ -64,7 +63,7 @@ class SupernetRecord:
                 recalibration=dict(record["recalibration"]),
                 data=str(record["data"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{path} does not hold a whole supernet: {error}; see {TRAIN}"
             ) from error
@@ -89,7 +88,7 @@ def read_header(path: Path, kind: str, *, remake: str) -> dict[str, Any]:
         raise UserError(f"{path} does not exist; make it with {remake}")
     try:
         with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {}).get("detofa", "null"))
+            header = parse_json((file.metadata() or {}).get("detofa", "null"))
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}); make it again with {remake}"

@@ -17,7 +17,7 @@ _WORDS = {"fp32": "fp32|float|float32", "fp16": "fp16|half|float16", "int8": "in
 """TensorRT's words for the number formats of a file, in lower case; the widest comes first."""
 _TYPE_FIELDS = ("datatype", "format/datatype", "format")
 _MOVES_ONLY = {"reformat", "noop", "constant", "shuffle", "cast"}
-_ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]\x1e]+)\]")
+_ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\[\]\x1e]+)\]")
 _NAME_PARTS = re.compile(r" \+ | \|\| ")
 
 

@@ -6,7 +6,7 @@ all, and runs native code.
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,13 @@ class EngineRecord:
             raise UserError(
                 f"{path} is not the record of an engine ({error}); build it again with {REBUILD}"
             ) from error
-        texts = (found.engine_file, found.engine_sha256, found.tensorrt, found.system)
-        if not all(isinstance(text, str) for text in texts) or found.engine_file != engine.name:
+        for name, fits in _FITS.items():
+            if not fits(getattr(found, name)):
+                raise UserError(
+                    f"{name} in {path} is not what a record of an engine holds: "
+                    f"{getattr(found, name)!r}; build it again with {REBUILD}"
+                )
+        if found.engine_file != engine.name:
             raise UserError(
                 f"{path} describes {found.engine_file!r}, not {engine.name}; build it again with "
                 f"{REBUILD}"
@@ -173,6 +178,58 @@ class EngineRecord:
         name = Path(self.onnx_file).stem.removesuffix(f".{self.precision}")
         how = "" if self.precision == "fp32" else f" --precision {self.precision}"
         return f"`detofa export {name}.json --to tensorrt{how}`"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_gpu(gpu: Gpu) -> bool:
+    versions = (gpu.driver_cuda, gpu.runtime_cuda)
+    short = all(_is_text(version) and len(version) < _LONGEST_VERSION for version in versions)
+    return short and _is_text(gpu.name) and _is_text(gpu.compute_capability)
+
+
+def _are_builds(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(build, dict)
+            and _is_number(build.get("milliseconds"))
+            and _is_number(build.get("enqueue_milliseconds") or 0)
+            for build in value
+        )
+    )
+
+
+def _is_verified(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    lacking = value.get("not_compared_without")
+    if lacking:
+        return isinstance(lacking, list) and all(map(_is_text, lacking))
+    return all(type(value.get(name)) is int for name in ("num_matched", "num_compared"))
+
+
+_LONGEST_VERSION = 40
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("engine_file", "engine_sha256", "onnx_file", "onnx_sha256"), _is_text),
+    **dict.fromkeys(("precision", "tensorrt", "built_by", "system"), _is_text),
+    "gpu": _is_gpu,
+    "workspace_bytes": _is_number,
+    "builds": _are_builds,
+    "spread": _is_number,
+    "convolutions": lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
+    "share_of_macs": _is_number,
+    "verified": _is_verified,
+    "timing_cache": lambda value: isinstance(value, dict),
+}
+"""What the fields of a record's file are checked for; shapes and subnet check themselves."""
 
 
 def is_version(found: str, wanted: str) -> bool:
