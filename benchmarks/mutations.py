@@ -237,10 +237,12 @@ SUPERNET = _of(
     ),
     (
         "test_search_and_eval_find_the_same_ap_in_the_same_subnet",
-        "choose/chooser.py",
-        "        detector = extract_recalibrated(self.supernet, winner.arch, self.recalibration)\n",
-        "        detector = self.supernet.extract(winner.arch)\n",
-        "what is written is not recalibrated",
+        "cli/models.py",
+        "        result, _ = evaluate_detector(detector, dataset)\n",
+        "        own = dataclasses.replace(detector.postprocessing, nms_threshold=0.1)\n"
+        "        detector = dataclasses.replace(detector, postprocessing=own)\n"
+        "        result, _ = evaluate_detector(detector, dataset)\n",
+        "eval has settings of its own",
     ),
     (
         "test_two_subnets_have_figures_of_their_own_that_say_whose_they_are",
@@ -286,10 +288,10 @@ SUPERNET = _of(
     ),
     (
         "test_the_whole_loop_ships_and_each_step_names_the_next",
-        "choose/chooser.py",
-        "        subnet.save(output)\n",
+        "cli/search.py",
+        '        print(f"next: `detofa export {output}`")\n',
         "",
-        "search writes no subnet.json",
+        "search does not say what comes next",
     ),
     (
         "test_every_documented_command_exists_and_every_dependency_has_its_least_version",
@@ -312,9 +314,10 @@ EXPORT = _of(
     (
         "test_export_gives_the_chosen_subnet_with_statistics_of_its_own",
         "choose/chooser.py",
-        "        detector = extract_recalibrated(self.supernet, winner.arch, self.recalibration)\n",
-        "        detector = self.supernet.extract(winner.arch)\n",
-        "what is written is not recalibrated",
+        "extract_recalibrated(self.supernet, winner.arch, self.recalibration)\n",
+        "extract_recalibrated(\n            self.supernet,\n            winner.arch,\n"
+        "            dataclasses.replace(self.recalibration, count=1, _images={}),\n        )\n",
+        "statistics are those of one image",
     ),
     (
         "test_a_precision_that_costs_average_precision_is_rejected",
