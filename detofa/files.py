@@ -125,20 +125,25 @@ def read_json(path: Path, kind: str, *, remake: str) -> dict[str, Any]:
     return content
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
     """Return the value of a JSON text that anyone may have written.
 
     What comes back can be shown, copied and written again: it is nested `_MAX_NESTING` deep at
-    most, and all its numbers are finite.
+    most, and its numbers are finite.
 
     Args:
         text: Bytes may begin with a byte order mark, as some editors add one.
+        finite: Refuse NaN and infinities; else they come back as such.
 
     Raises:
         ValueError: it is not such a text.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value = (
+            json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+            if finite
+            else json.loads(text)
+        )
     except RecursionError:
         raise ValueError(f"it is nested more than {_MAX_NESTING} deep") from None
     refuse_deep(value)

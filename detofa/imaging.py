@@ -320,7 +320,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _too_large(path: Path) -> str:
-    return f"{path} has no pixels, or more than {MAX_PIXELS / 1e6:.0f} million; shrink it first"
+    limit = f"{MAX_PIXELS / 1e6:.0f} million pixels"
+    return f"{path} has no pixels, or more than {limit}; replace or shrink the image"
 
 
 def _orientation(image: Image.Image) -> int:

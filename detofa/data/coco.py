@@ -121,7 +121,7 @@ def _looks_like_coco(path: Path) -> bool:
     try:
         if not path.is_file() or path.stat().st_size > _SNIFF_LIMIT_BYTES:
             return False
-        content = parse_json(path.read_bytes())
+        content = parse_json(path.read_bytes(), finite=False)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"images", "annotations", "categories"} <= set(content)
@@ -137,7 +137,7 @@ def _split_of(path: Path, root: Path) -> str | None:
 
 def _read_json(source: Path) -> dict[str, Any]:
     try:
-        content = parse_json(source.read_bytes())
+        content = parse_json(source.read_bytes(), finite=False)
     except OSError as error:
         raise UserError(f"cannot read {source}: {error.strerror}") from None
     except ValueError as error:

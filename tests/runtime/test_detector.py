@@ -103,7 +103,7 @@ def test_a_manifest_comes_back_as_it_was_and_its_faults_are_named(tmp_path):
     record = json.loads(beside.read_text())
     for changes, message in [
         ({"opset": None}, "opset"),
-        ({"inputs": 3}, "of the wrong kind"),
+        ({"inputs": 3}, "inputs should be values by name"),
         ({"model_file": "../a.onnx"}, "in the same folder"),
         ({"extra": 1}, r"unknown fields \['extra'\]"),
         ({"subnet": {}}, "missing fields"),
