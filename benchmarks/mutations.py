@@ -238,10 +238,10 @@ SUPERNET = _of(
     (
         "test_search_and_eval_find_the_same_ap_in_the_same_subnet",
         "cli/models.py",
-        "        result, _ = evaluate_detector(detector, dataset)\n",
+        "        result, _ = evaluate_detector(detector, dataset, ranks=ranks)\n",
         "        own = dataclasses.replace(detector.postprocessing, nms_threshold=0.1)\n"
         "        detector = dataclasses.replace(detector, postprocessing=own)\n"
-        "        result, _ = evaluate_detector(detector, dataset)\n",
+        "        result, _ = evaluate_detector(detector, dataset, ranks=ranks)\n",
         "eval has settings of its own",
     ),
     (
