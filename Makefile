@@ -1,8 +1,9 @@
 # `make demo` and `make test` are all that a fresh machine needs: Python 3.11 or newer, and make.
 # Newest versions are installed; LOCKED=1 takes those of the lock file, LOWEST=1 the oldest that
 # pyproject.toml allows. Each has an environment of its own.
+COMMA := ,
 VENV ?= .venv$(if $(LOCKED),-locked)$(if $(LOWEST),-lowest)
-EXTRAS ?= all,dev
+EXTRAS ?= all,dev$(if $(LOWEST),,$(COMMA)supply)
 ARGS ?=
 LOCK := requirements/demo.txt
 BIN = $(VENV)/bin
