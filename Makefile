@@ -1,17 +1,27 @@
 # `make demo` and `make test` are all that a fresh machine needs: Python 3.11 or newer, and make.
-VENV ?= .venv
-EXTRAS ?= all,dev
+# Newest versions are installed; LOCKED=1 takes those of the lock file, LOWEST=1 the oldest that
+# pyproject.toml allows. Each has an environment of its own.
+COMMA := ,
+VENV ?= .venv$(if $(LOCKED),-locked)$(if $(LOWEST),-lowest)
+EXTRAS ?= all,dev$(if $(LOWEST),,$(COMMA)supply)
 ARGS ?=
-BIN := $(VENV)/bin
-STAMP := $(VENV)/.detofa-installed
+LOCK := requirements/demo.txt
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.detofa-installed
+PIP = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install demo test test-slow check lint types format clean
+.PHONY: help install demo test test-slow test-lowest check lint types format clean
+.PHONY: lock audit licences sbom
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train, profile, search, export and verify a small detector"
 	@echo "make test       run the tests (make test-slow: the long ones)"
 	@echo "make check      lint, types and tests; make format mends what lint finds"
+	@echo "make demo LOCKED=1   the same with the exact versions of $(LOCK)"
+	@echo "make test-lowest     the tests with the oldest versions that pyproject.toml allows"
+	@echo "make lock       write $(LOCK): the versions installed in $(VENV)"
+	@echo "make audit, licences, sbom   what is known of these: faults, licences, a CycloneDX file"
 	@echo "make clean      remove caches and builds (runs and the environment stay)"
 	@echo "VENV=$(VENV)  PYTHON=an interpreter of your choice  ARGS=\"more arguments\""
 
@@ -19,7 +29,7 @@ install: $(STAMP)
 
 # Installed again whenever pyproject.toml changes. PYTHON chooses the interpreter; otherwise the
 # first one found that is new enough.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(if $(LOCKED),$(LOCK)) $(if $(LOWEST),tools/lowest.py)
 	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || { \
 	  for python in $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14); do \
 	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
@@ -28,7 +38,16 @@ $(STAMP): pyproject.toml
 	  done; \
 	  echo "detofa needs Python 3.11 or newer: none found; set PYTHON=/path/to/python3.11" >&2; \
 	  exit 1; }
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+ifdef LOCKED
+	$(PIP) --require-hashes -r $(LOCK)
+	$(PIP) --no-deps -e .
+else ifdef LOWEST
+	$(PIP) packaging
+	"$(BIN)/python" -m tools.lowest >"$(VENV)/lowest.txt"
+	$(PIP) -c "$(VENV)/lowest.txt" -e '.[$(EXTRAS)]'
+else
+	$(PIP) -e '.[$(EXTRAS)]'
+endif
 	@touch "$@"
 
 demo: $(STAMP)
@@ -39,6 +58,28 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	"$(BIN)/python" -m pytest -m slow $(ARGS)
+
+test-lowest:
+	$(MAKE) test LOWEST=1
+
+# The versions that the tests ran with, and the hashes of all their files; no index is named.
+lock: $(STAMP)
+	"$(BIN)/python" -m pip freeze --exclude-editable >"$(VENV)/tested.txt"
+	"$(BIN)/python" -m tools.declared demo | CUSTOM_COMPILE_COMMAND="make lock" \
+	  "$(BIN)/python" -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras \
+	  --no-annotate --no-emit-options --no-emit-index-url --no-emit-find-links \
+	  --no-emit-trusted-host -c "$(VENV)/tested.txt" -o $(LOCK) -
+
+# Exit code 75: the service did not answer, and CI may skip it. See tools/audit.py.
+audit: $(STAMP)
+	@"$(BIN)/python" -m tools.audit
+
+licences: $(STAMP)
+	"$(BIN)/python" -m tools.licences
+
+sbom: $(STAMP)
+	@mkdir -p build
+	"$(BIN)/python" -m cyclonedx_py requirements --output-reproducible -o build/sbom.json $(LOCK)
 
 lint: $(STAMP)
 	"$(BIN)/ruff" check .

@@ -117,11 +117,7 @@ def read_json(path: Path, kind: str, *, remake: str) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("kind") != kind:
         found = content.get("kind") if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path} should be a {kind} file, but its kind is {found!r}; see {remake}")
-    if content.get("schema") != SCHEMA:
-        raise UserError(
-            f"{path} has schema {content.get('schema')!r}, this version reads {SCHEMA}; "
-            f"make it again with {remake}"
-        )
+    check_schema(content, str(path), remake=remake)
     return content
 
 
@@ -167,6 +163,21 @@ def refuse_deep(value: Any) -> None:
         if not level:
             return
     raise ValueError(f"it is nested more than {_MAX_NESTING} deep")
+
+
+def check_schema(record: Mapping[str, Any], what: str, *, remake: str) -> None:
+    """Raise UserError unless a record is of the schema that this version reads.
+
+    Args:
+        record: What was read.
+        what: Where from, as a user knows it.
+        remake: What makes a new one; see `read_json`.
+    """
+    found = record.get("schema")
+    if found != SCHEMA:
+        raise UserError(
+            f"{what} has schema {found!r}, this version reads {SCHEMA}; make it again with {remake}"
+        )
 
 
 def sha256_file(path: Path) -> str:

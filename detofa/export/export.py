@@ -1,7 +1,6 @@
 """Export a subnet: write the file, compare it with PyTorch, and only then give it its name."""
 
 import importlib.metadata
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from detofa.export.to_onnx import OnnxExport, export_onnx, write_onnx
 from detofa.export.verify import ParityReport, verify_onnx
 from detofa.files import atomic_path, sha256_file, write_json
 from detofa.imaging import letterbox, resize
-from detofa.runtime.detector import SUBNET_KEY, Detector
+from detofa.runtime.detector import Detector, metadata_of
 from detofa.runtime.gates import (
     BARS,
     LEAST_SHARE,
@@ -114,7 +113,7 @@ def export_subnet(
             temporary,
             image_size=subnet.arch.image_size,
             batch=batch,
-            metadata={SUBNET_KEY: json.dumps(subnet.to_json(), allow_nan=False)},
+            metadata=metadata_of(subnet),
         )
         known = images if calibration is None else calibration
         work = _Work(

@@ -1,5 +1,6 @@
 """Detector: a session with everything around it, from images to boxes on them."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
-from detofa.files import parse_json
+from detofa.files import SCHEMA, check_schema, parse_json
 from detofa.imaging import Letterbox, Preprocessing, letterbox
 from detofa.runtime.detections import Detections
 from detofa.runtime.manifest import Manifest, manifest_path
@@ -24,10 +25,11 @@ from detofa.runtime.session import (
     Session,
     model_name,
 )
-from detofa.subnet import PostProcessing, Subnet
+from detofa.subnet import KIND, PostProcessing, Subnet
 
 SUBNET_KEY = "detofa.subnet"
 """Key of an ONNX file's metadata under which the content of subnet.json lies."""
+_REMAKE = "`detofa export` from subnet.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +224,12 @@ def open_session(
     return OpenVinoSession(model, threads=threads)
 
 
+def metadata_of(subnet: Subnet) -> dict[str, str]:
+    """Return what an ONNX file says of itself: the content of subnet.json."""
+    record = {"schema": SCHEMA, "kind": KIND} | subnet.to_json()
+    return {SUBNET_KEY: json.dumps(record, allow_nan=False)}
+
+
 def _stored_subnet(session: FileSession, name: str) -> Subnet | None:
     text = session.metadata.get(SUBNET_KEY)
     if text is None:
@@ -230,8 +238,9 @@ def _stored_subnet(session: FileSession, name: str) -> Subnet | None:
         record = parse_json(text)
         if not isinstance(record, dict):
             raise UserError(f"a subnet should be a JSON object, got {type(record).__name__}")
+        check_schema(record, "it", remake=_REMAKE)
         return Subnet.from_json(record)
     except ValueError as error:  # a UserError too
         raise UserError(
-            f"the record inside {name} cannot be read ({error}); export it again from subnet.json"
+            f"the record inside {name} cannot be read ({error}); make it again with {_REMAKE}"
         ) from error

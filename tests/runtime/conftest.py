@@ -1,6 +1,5 @@
 """Subnets and small ONNX files made in code."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from detofa.runtime.detector import SUBNET_KEY
+from detofa.runtime.detector import metadata_of
 
 
 def brightness_model(
@@ -45,7 +44,7 @@ def brightness_model(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     if subnet is not None:
-        model.metadata_props.add(key=SUBNET_KEY, value=json.dumps(subnet.to_json()))
+        helper.set_model_props(model, metadata_of(subnet))
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
     return path
