@@ -152,7 +152,7 @@ def refuse_deep(value: Any) -> None:
     What is nested deeper may not be shown, copied or written: all of these recurse.
     """
     level = [value]
-    for _ in range(_MAX_NESTING + 1):
+    for _ in range(_MAX_NESTING):
         level = [
             item
             for outer in level

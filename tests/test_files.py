@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import signal
 import stat
@@ -19,6 +20,8 @@ from detofa.errors import UserError
 from detofa.files import (
     SCHEMA,
     atomic_path,
+    check_companion,
+    parse_json,
     read_json,
     sha256_file,
     sha256_json,
@@ -290,3 +293,22 @@ def test_the_hash_of_a_value_is_that_of_its_canonical_text(record):
     assert sha256_json(turned) == sha256_json(record)
     assert sha256_json(json.loads(json.dumps(record))) == sha256_json(record)
     assert sha256_json({**record, "more": 1}) != sha256_json({**record, "more": 2})
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 101 + "]" * 101, '{"a":' * 9000, "[1e999]", "[NaN]", "\xff"]
+)
+def test_json_that_could_not_be_shown_or_written_again_is_refused(text):
+    with pytest.raises(ValueError, match=r"nested|larger|not a JSON number|codec|Expecting"):
+        parse_json(text.encode("latin-1"))
+
+
+def test_json_nested_as_deep_as_is_allowed_is_read():
+    assert parse_json("[" * 100 + "]" * 100)
+    assert math.isinf(parse_json("[1e999]", finite=False)[0])
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "", ".."])
+def test_a_companion_with_a_name_that_no_file_has_is_a_plain_error(tmp_path, name):
+    with pytest.raises(UserError, match="does not exist"):
+        check_companion(tmp_path / "a.json", tmp_path / name, "0" * 64, remake="`detofa search`")

@@ -242,3 +242,18 @@ def test_real_photos_are_read_as_pillow_reads_them(data_dir: Path):
     path = sorted((data_dir / "coco_ccby" / "images").glob("*.jpg"))[0]
     expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
     assert np.array_equal(read_image(path), expected)
+
+
+def test_a_format_that_other_programs_draw_is_refused_whatever_its_name(tmp_path):
+    """Pillow has Ghostscript draw EPS, which is a language to program in."""
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    for reader in (read_image, image_size):
+        with pytest.raises(UserError, match="is not an image that can be read"):
+            reader(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_no_file_has_is_a_plain_error(tmp_path, name):
+    with pytest.raises(UserError, match="does not exist"):
+        read_image(tmp_path / name)

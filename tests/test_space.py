@@ -484,3 +484,27 @@ def test_the_strides_of_the_pyramid_are_8_16_and_32():
         assert strides[list(space.pyramid_stages)].tolist() == [8, 16, 32]
         record = dataclasses.asdict(space)
         assert record["pyramid_stages"] == space.pyramid_stages
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_sizes": ((65536, 65536),)}, "from 64 to 4096"),
+        ({"stem_channels": 65536}, "channels should be so few"),
+        ({"head_widths": (65536,)}, "channels should be so few"),
+        ({"stages": ()}, "stages should be 1 to 32"),
+        ({"neck_widths": tuple(range(1, 128)), "head_depths": tuple(range(1, 128))}, "blocks"),
+    ],
+)
+def test_a_space_that_would_fill_the_memory_is_refused(changes, message):
+    space = preset("tiny", num_classes=3)
+    if "neck_widths" in changes:
+        changes = changes | {"head_widths": tuple(range(1, 128))}
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(space, **changes)
+
+
+def test_a_space_of_ten_thousand_stages_is_refused_at_once():
+    record = preset("tiny", num_classes=3).to_json()
+    with pytest.raises(UserError, match="stages should be 1 to 32"):
+        SearchSpace.from_json(record | {"stages": record["stages"] * 2000})

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detofa.errors import UserError
-from detofa.units import format_count, parse_count, parse_image_size, parse_latency_ms
+from detofa.units import (
+    format_count,
+    parse_count,
+    parse_image_size,
+    parse_latency_ms,
+    parse_rate,
+)
 
 
 @pytest.mark.parametrize(
@@ -149,3 +155,9 @@ def test_any_text_gives_a_value_or_an_error_the_user_can_read(text):
             parse(text)
         except UserError as error:
             assert repr(text) in str(error)  # noqa: PT017 - most text is refused, some is not
+
+
+@pytest.mark.parametrize("parse", [parse_latency_ms, parse_count, parse_rate, parse_image_size])
+def test_a_hundred_thousand_spaces_are_refused_as_soon_as_one(parse):
+    with pytest.raises(UserError):
+        parse("1" + " " * 100_000 + "!")

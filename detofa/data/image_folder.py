@@ -119,6 +119,7 @@ def unpacked(source: Path, folder: Path) -> Path:
             with _opened(source) as content, _tar_of(content) as archive:
                 archive.extractall(partial, _only_files(archive, most), filter="data")
                 _expect_end(archive)
+                _read_out(content, most)
             partial.rename(folder)
         except Exception as error:  # tarfile and the decompressors raise a dozen types
             shutil.rmtree(partial, ignore_errors=True)
@@ -176,6 +177,14 @@ def _expect_end(archive: tarfile.TarFile) -> None:
     archive.fileobj.seek(archive.offset)
     if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("it is cut short")
+
+
+def _read_out(content: IO[bytes], most: int) -> None:
+    """Read what follows the end: only there does a decompressor compare the checksum."""
+    for _ in range(most // _READ_BYTES):
+        if not content.read(_READ_BYTES):
+            return
+    raise tarfile.ReadError(f"it goes on for more than {most} bytes after its end")
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

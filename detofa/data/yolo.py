@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from detofa.data.records import (
 )
 from detofa.errors import UserError
 
-_MOST_YAML_BYTES = 1 << 19  # the names of a thousand classes take some 20 KB
+_MOST_YAML_BYTES = 1 << 17  # the names of a thousand classes take some 20 KB
 _NOT_NORMALISED = 2.0  # a fraction of the image may pass 1 by a little, pixels pass this
 
 
@@ -151,9 +152,14 @@ def _parse_yaml(path: Path) -> Any:
     try:
         if path.stat().st_size > _MOST_YAML_BYTES:
             raise ValueError(f"it has more than {_MOST_YAML_BYTES} bytes")
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        return _yaml_of(path.read_text(encoding="utf-8"))
     except Exception as error:  # PyYAML raises a dozen types for values that are not of their tag
         raise ValueError(str(error) or type(error).__name__) from None
+
+
+@lru_cache(maxsize=4)  # PyYAML reads 30 KB a second, and a file is asked for several times
+def _yaml_of(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 def _images_at(value: Any, content: dict[str, Any], settings: Path, key: str) -> tuple[Path, ...]:

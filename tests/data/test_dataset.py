@@ -6,6 +6,7 @@ import pytest
 
 from detofa.data.dataset import Category, available_splits, find_layout, load_dataset
 from detofa.errors import UserError
+from detofa.files import write_json
 
 CATS = [(3, "cat"), (17, "dog"), (90, "owl")]
 
@@ -404,4 +405,65 @@ class TestFoldersThatAreNoDataSet:
         root = make_voc(tmp_path / "set", {"a": [("cat", (1, 1, 9, 9))]})
         assert available_splits(root) == ()
         with pytest.raises(UserError, match=rf"`detofa data split {root}`"):
+            load_dataset(root, "train")
+
+
+class TestHostileFiles:
+    """Each of these once raised something else than a plain error, or never came back."""
+
+    @pytest.mark.parametrize("line", ["/", "a\0b", "x" * 5000])
+    def test_a_line_of_a_yolo_list_that_is_no_path_is_named(self, tmp_path, line):
+        (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: list.txt\n")
+        (tmp_path / "list.txt").write_text(line + "\n")
+        with pytest.raises(UserError, match=r"which is no|does not exist|no image can be used"):
+            load_dataset(tmp_path, "train")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "x: 2020-99-99",
+            "x: !!timestamp x",
+            "x: !!int ''",
+            "x: " + "[" * 2000,
+            "0x" + "f" * 5000 + ": a",
+            "a: &a [x]\nb: *a",
+            "x: '" + "a" * 200_000 + "'",
+        ],
+    )
+    def test_yaml_that_breaks_its_reader_or_unfolds_is_refused(self, tmp_path, text):
+        (tmp_path / "data.yaml").write_text(f"names: [cat]\n{text}\n")
+        with pytest.raises(UserError, match="is not valid YAML"):
+            load_dataset(tmp_path, "train")
+
+    def test_yaml_with_a_key_of_digits_or_an_infinite_class_is_answered(self, tmp_path, make_image):
+        make_image(tmp_path / "images" / "train" / "a.png")
+        text = "train: images/train\nnames: {%s: cat}\n? " + "1" * 100_000 + "x\n: y\n"
+        (tmp_path / "data.yaml").write_text(text % ".inf")
+        with pytest.raises(UserError, match="should be numbers"):
+            load_dataset(tmp_path, "train")
+        (tmp_path / "data.yaml").write_text(text % "0")
+        assert len(load_dataset(tmp_path, "train").images) == 1
+
+    def test_voc_in_an_unknown_encoding_or_of_infinite_size_is_a_fault(self, tmp_path, make_voc):
+        root = make_voc(tmp_path, {"a": [("cat", (1, 2, 5, 6))], "b": []})
+        (root / "Annotations" / "b.xml").write_text('<?xml version="1.0" encoding="no-such"?><a/>')
+        whole = (root / "Annotations" / "a.xml").read_text()
+        infinite = whole.replace("<width>60", "<width>1e999")
+        (root / "Annotations" / "a.xml").write_text(infinite)
+        dataset = load_dataset(root, "all", skip_bad=True)
+        assert len(dataset.images) == 1
+        assert "unknown encoding" in " ".join(_reasons(dataset, "error"))
+
+    def test_a_voc_list_of_names_that_no_file_has_is_a_fault(self, tmp_path, make_voc):
+        root = make_voc(tmp_path, {"a": [("cat", (1, 2, 5, 6))]})
+        (root / "ImageSets").mkdir()
+        (root / "ImageSets" / "train.txt").write_text("a\n" + "x" * 300 + "\na\0b\n")
+        assert len(load_dataset(root, "train", skip_bad=True).images) == 1
+
+    @pytest.mark.parametrize("names", [[["a.png"]], [1], [None], "a.png"])
+    def test_splits_of_anything_but_names_are_refused(self, tmp_path, make_coco, names):
+        root = make_coco(tmp_path, {"": [[(3, (1, 1, 5, 5))]]}, CATS[:1])
+        splits = {"train": names, "val": ["a"], "test": []}
+        write_json(root / "detofa_splits.json", "splits", {"splits": splits})
+        with pytest.raises(UserError, match="holds no lists of images"):
             load_dataset(root, "train")

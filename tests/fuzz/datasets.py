@@ -225,11 +225,11 @@ def _tars(draw: st.DrawFn, valid: bytes) -> bytes:
                 continue
     data = file.getvalue()
     if draw(st.integers(0, 3)) == 0:
-        data = _with_size(data, draw(st.sampled_from((-1024, -1, 1, 2**40, 2**62))))
+        data = with_size(data, draw(st.sampled_from((-1024, -1, 1, 2**40, 2**62))))
     return pack(data)
 
 
-def _with_size(data: bytes, size: int) -> bytes:
+def with_size(data: bytes, size: int) -> bytes:
     """Return a tar whose first member says another size."""
     member = bytearray(data[:512])
     member[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)  # type: ignore[attr-defined]

@@ -9,19 +9,30 @@ from hypothesis import strategies as st
 from tests.fuzz.harness import Answer
 from tests.fuzz.reader import Reader
 from tests.fuzz.readers import READERS
+from tests.fuzz.regressions import regressions
+
+
+@pytest.fixture(scope="module", params=READERS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    return READERS[request.param](tmp_path_factory.mktemp("made"))
+def reader(name: str, tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    return READERS[name](tmp_path_factory.mktemp("made"))
 
 
-@pytest.mark.parametrize("reader", READERS, indirect=True)
 def test_a_valid_file_is_accepted(reader: Reader, tmp_path: Path) -> None:
     assert reader.answer(tmp_path / "inside", {}) == Answer.ACCEPTED
 
 
-@pytest.mark.parametrize("reader", READERS, indirect=True)
+def test_what_a_reader_once_failed_at_is_answered(
+    name: str, reader: Reader, tmp_path: Path
+) -> None:
+    for changed in regressions(name, reader):
+        reader.answer(tmp_path / "inside", changed)
+
+
 @given(data=st.data())
 @settings(max_examples=40)
 def test_a_changed_file_is_accepted_or_refused_in_words(

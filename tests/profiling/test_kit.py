@@ -213,3 +213,27 @@ def test_values_of_weights_do_not_count_but_shapes_do() -> None:
     hashes = [structure_of(model) for model in models]
     assert models[0] != models[1]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"models": {"a": None}},
+        {"looked_at": ["b"]},
+        {"schedule": {"speed": 3}},
+        {"threads": "1"},
+        {"device": None},
+    ],
+)
+def test_a_kit_whose_record_is_of_another_kind_is_damaged(
+    kit: Path, packages: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with zipfile.ZipFile(kit) as packed:
+        packed.extractall(tmp_path / "kit")
+    path = tmp_path / "kit" / "kit_data" / "kit.json"
+    record = json.loads(path.read_text()) | changes
+    del record["sha256"]
+    path.write_text(json.dumps(record | {"sha256": sha256_json(record)}))
+    done = run_bare(tmp_path / "kit", packages, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: kit.json of this kit is damaged")

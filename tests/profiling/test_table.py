@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from detofa.errors import UserError
+from detofa.files import sha256_json
 from detofa.presets import preset
 from detofa.profiling import device
 from detofa.profiling.cost import all_blocks, arch_macs, block_macs
@@ -192,3 +193,29 @@ def test_damaged_files_are_listed_beside_whole_ones(tmp_path: Path) -> None:
     found = dict(read_tables(tmp_path))
     assert isinstance(found[tmp_path / "a.json"], UserError)
     assert found[path] == _table()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": {"clock": "sundial", "passes": 1, "seconds": 1.0}},
+        {"detectors": [{"role": "fit", "genes": [0, 1], "p50_ms": 1.0}]},
+        {"detectors": [3]},
+        {"held_out": {}},
+        {"block_ms": []},
+        {"shares": {"neck": "a"}},
+        {"interval": 10**400},
+        {"verification": {"passed": True}},
+        {"date": "yesterday"},
+        {"entries": {"a": None}},
+    ],
+)
+def test_a_table_signed_anew_with_fields_of_another_kind_is_refused(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    path = _table().save(tmp_path)
+    record = json.loads(path.read_text()) | changes
+    content = {key: record[key] for key in record if key not in ("schema", "kind", "sha256")}
+    path.write_text(json.dumps(record | {"sha256": sha256_json(content)}))
+    with pytest.raises(UserError, match="make it again with"):
+        load_table(path)

@@ -12,6 +12,7 @@ from detofa.files import sha256_file
 from detofa.runtime.detector import SUBNET_KEY, Detector, open_detector
 from detofa.runtime.manifest import Manifest, manifest_path
 from detofa.runtime.session import OnnxSession
+from tests.fuzz.models import small_onnx
 from tests.samples import make_subnet
 
 from .conftest import brightness_model
@@ -176,3 +177,24 @@ assert not {{"torch", "torchvision", "onnx"}} & set(sys.modules)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["2", "7"]
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"images", b"ima\xffes"), (b"detofa.subnet", b"detofa.s\xffbnet")]
+)
+def test_names_inside_an_onnx_file_that_are_no_text_are_a_plain_error(tmp_path, old, new):
+    path = tmp_path / "a.onnx"
+    model = small_onnx().SerializeToString()
+    assert old in model
+    path.write_bytes(model.replace(old, new))
+    with pytest.raises(UserError, match="is not a model that ONNX Runtime can open"):
+        open_detector(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "9" * 5000, "{", '"subnet"', "[1e999]"])
+def test_a_record_inside_an_onnx_file_that_is_none_is_a_plain_error(tmp_path, text):
+    model = small_onnx()
+    model.metadata_props[0].value = text
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match=r"the record inside .* cannot be read"):
+        open_detector(tmp_path / "a.onnx")

@@ -236,3 +236,34 @@ def test_truncated_and_missing_checkpoints_are_refused(tmp_path: Path) -> None:
         read_checkpoint(path)
     with pytest.raises(UserError, match="does not exist"):
         read_checkpoint(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {1: torch.zeros(1)},
+        {"a": torch.zeros(2, device="meta")},
+        {"a": torch.zeros(2, dtype=torch.complex64)},
+        {"a": {"b": torch.zeros(1)}},
+    ],
+)
+def test_a_checkpoint_of_other_values_than_plain_tensors_is_refused(
+    tmp_path: Path, content: dict[Any, Any]
+) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="state dict of plain tensors by name"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_tensors_without_sizes_and_empty_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read as a PyTorch state dict"):
+        read_checkpoint(path)
+    state = {"first_conv.conv.weight": torch.tensor(1.0)}
+    torch.save(state | {"classifier.linear.bias": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match="no first convolution"):
+        import_classifier(str(path))
+    torch.save(state | {"classifier.linear.bias": torch.tensor(1.0)}, path)
+    with pytest.raises(UserError, match="no classifier"):
+        import_classifier(str(path))
