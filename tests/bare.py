@@ -1,13 +1,15 @@
 """An interpreter that has a few packages and nothing else, as on a device."""
 
 import ast
-import importlib.metadata
 import os
-import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path, PurePosixPath
+
+from packaging.requirements import Requirement
+
+from tools.declared import closure
 
 _NEWER = {"Self", "UTC", "StrEnum", "tomllib", "ExceptionGroup", "Never", "assert_never"}
 
@@ -15,20 +17,11 @@ _NEWER = {"Self", "UTC", "StrEnum", "tomllib", "ExceptionGroup", "Never", "asser
 def only_packages(folder: Path, *names: str) -> Path:
     """Fill a folder with some packages and what they need; return it."""
     folder.mkdir(exist_ok=True)
-    todo, seen = list(names), set()
-    while todo:
-        name = todo.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        found = importlib.metadata.distribution(name)
+    for found in closure([Requirement(name) for name in names]).values():
         for file in found.files or ():
             top = PurePosixPath(file).parts[0]
             if not top.startswith(("..", "__pycache__")) and not (folder / top).exists():
                 (folder / top).symlink_to(Path(str(found.locate_file(top))))
-        for needed in found.requires or ():
-            if "extra ==" not in needed:
-                todo.append(re.split(r"[^\w.-]", needed)[0])
     return folder
 
 

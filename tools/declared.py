@@ -4,9 +4,11 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements" / "demo.txt"
@@ -26,6 +28,29 @@ def declared(extras: Sequence[str]) -> list[Requirement]:
                 yield from of(project["optional-dependencies"][extra])
 
     return list(of([*project["dependencies"], f"{project['name']}[{','.join(extras)}]"]))
+
+
+def closure(requirements: Sequence[Requirement]) -> dict[str, Distribution]:
+    """Return all that some requirements install here, by canonical name.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: one is not installed.
+    """
+    found: dict[str, Distribution] = {}
+    seen: set[tuple[str, str]] = set()
+    waiting = [(each, extra) for each in requirements for extra in ("", *each.extras)]
+    while waiting:
+        requirement, extra = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        found[name] = distribution(name)
+        for text in found[name].requires or ():
+            needed = Requirement(text)
+            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                waiting += [(needed, part) for part in ("", *needed.extras)]
+    return dict(sorted(found.items()))
 
 
 def locked() -> dict[str, str]:

@@ -5,13 +5,12 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import Distribution, distribution
+from importlib.metadata import Distribution
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from detofa.files import write_text
-from tools.declared import ROOT, declared
+from tools.declared import ROOT, closure, declared
 
 EXTRAS = ("demo",)
 """What the lock file is made for; exports are part of it."""
@@ -47,29 +46,6 @@ class Licence:
             licence=_licence(found),
             home=_home(found),
         )
-
-
-def closure(requirements: Sequence[Requirement]) -> dict[str, Distribution]:
-    """Return all that some requirements install here, by canonical name.
-
-    Raises:
-        importlib.metadata.PackageNotFoundError: one is not installed.
-    """
-    found: dict[str, Distribution] = {}
-    seen: set[tuple[str, str]] = set()
-    waiting = [(each, extra) for each in requirements for extra in ("", *each.extras)]
-    while waiting:
-        requirement, extra = waiting.pop()
-        name = canonicalize_name(requirement.name)
-        if (name, extra) in seen:
-            continue
-        seen.add((name, extra))
-        found[name] = distribution(name)
-        for text in found[name].requires or ():
-            needed = Requirement(text)
-            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
-                waiting += [(needed, part) for part in ("", *needed.extras)]
-    return dict(sorted(found.items()))
 
 
 def licences() -> list[Licence]:
