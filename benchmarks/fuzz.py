@@ -183,7 +183,8 @@ def run_one(options: argparse.Namespace) -> None:
 def row_of(name: str, options: argparse.Namespace) -> Mapping[str, Any]:
     """Try one reader in a process of its own; return its row."""
     memory = Path("/dev/shm")  # a disk would take most of the time
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as work:
+    place = memory if memory.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="detofa-fuzz-", dir=place) as work:
         command = [sys.executable, "-m", "benchmarks.fuzz", "--one", name, "--work", work]
         command += ["--cases", str(options.cases), "--seconds", str(options.seconds)]
         command += ["--output", options.output, *(["--guided"] if options.guided else [])]
