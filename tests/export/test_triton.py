@@ -115,11 +115,11 @@ def test_an_engine_beside_its_file_is_served_by_tensorrt(exported, tmp_path):
         system="Linux x86_64",
         input_shapes={"images": tuple((count, 3, 96, 160) for count in (1, 2, 3))},
         workspace_bytes=0,
-        builds=[],
+        builds=[{"milliseconds": 1.0, "sha256": "0" * 64}],
         spread=0.0,
         convolutions={},
         share_of_macs=1.0,
-        verified={},
+        verified={"num_matched": 1, "num_compared": 1},
         timing_cache={},
         subnet=Manifest.of(path).subnet,
     )
