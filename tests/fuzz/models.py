@@ -220,7 +220,7 @@ def small_onnx() -> onnx.ModelProto:
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(model, {SUBNET_KEY: json.dumps(subnet_record())})
+    helper.set_model_props(model, {SUBNET_KEY: versioned("subnet", subnet_record())})
     return model
 
 
@@ -235,7 +235,7 @@ def _onnx_files(draw: st.DrawFn, valid: bytes) -> bytes:
     word = draw(st.sampled_from([word for word in WORDS if "\ud800" not in word]))
     match draw(st.integers(0, 8)):
         case 0 | 1:
-            text = draw(json_files(json.dumps(subnet_record()), sign_space))
+            text = draw(json_files(versioned("subnet", subnet_record()), sign_space))
             model.metadata_props[0].value = text.decode(errors="replace")
         case 2:
             sizes = graph.input[0].type.tensor_type.shape.dim
