@@ -6,7 +6,7 @@ Trains the demo's digits in the space `tiny`, once straight, and once with `kill
 moments, a fifth of them while it starts; the same command goes on each time. Prints for each kill
 the step that had been reached and the one that was resumed, then whether the weights and the
 losses of both runs are the same, bit for bit. Exit code 1 if not, or if more steps were lost than
-lie between two checkpoints.
+lie between two checkpoints. There are fewer kills where the run ends before the last of them.
 """
 
 import argparse
@@ -151,7 +151,7 @@ def main() -> None:
         "losses_equal": same_losses,
     }
     print(json.dumps(record))
-    if not (equal and same_losses and worst <= CHECKPOINT_STEPS and kills == options.kills):
+    if not (equal and same_losses and worst <= CHECKPOINT_STEPS and kills):
         sys.exit(1)
 
 
