@@ -157,8 +157,8 @@ PROFILING = _of(
     (
         "test_a_figure_says_runtime_precision_batch_input_and_device",
         "cli/bench.py",
-        "    precision = _precision(model)\n    latency",
-        '    precision = "fp32"\n    latency',
+        "    precision = _precision(model) if engine is None else engine.precision\n",
+        '    precision = "fp32"\n',
         "every file is called fp32",
     ),
     (

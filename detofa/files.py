@@ -9,7 +9,7 @@ import math
 import os
 import secrets
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -208,17 +208,63 @@ def check_companion(path: Path, companion: Path, sha256: str, *, remake: str) ->
     Raises:
         UserError: the companion is missing or has another hash.
     """
+    _check_there(path, companion, remake)
+    _check_same(path, companion, sha256_file(companion), sha256, remake)
+
+
+def read_companion(path: Path, companion: Path, sha256: str, *, remake: str) -> bytes:
+    """Return the bytes of the file that `check_companion` checks: what is returned was checked.
+
+    Raises:
+        UserError: see `check_companion`.
+    """
+    _check_there(path, companion, remake)
+    try:
+        data = companion.read_bytes()
+    except OSError as error:
+        raise _cannot_read(companion, error) from error
+    _check_same(path, companion, hashlib.sha256(data).hexdigest(), sha256, remake)
+    return data
+
+
+def _check_there(path: Path, companion: Path, remake: str) -> None:
     if not os.path.isfile(companion):  # Path's raises for a name that the system refuses
         raise UserError(
             f"{path} needs {companion}, which does not exist; copy it beside {path.name}, or make "
             f"both again with {remake}"
         )
-    found = sha256_file(companion)
+
+
+def _check_same(path: Path, companion: Path, found: str, sha256: str, remake: str) -> None:
     if found != sha256:
         raise UserError(
             f"{companion} has SHA-256 {found[:12]}, but {path.name} was written for {sha256[:12]}: "
             f"it was changed, or is of another {remake}; make both again"
         )
+
+
+def check_fields(
+    record: Mapping[str, Any],
+    fits: Mapping[str, Callable[[Any], bool]],
+    path: Path,
+    what: str,
+    *,
+    advice: str,
+) -> None:
+    """Raise UserError unless each field that `fits` names holds what it should.
+
+    Args:
+        record: The fields of a file.
+        fits: Per field, whether a value is what it should be.
+        path: The file.
+        what: What it should be, e.g. "a latency table".
+        advice: What to do otherwise.
+    """
+    for name, fit in fits.items():
+        if not fit(record[name]):
+            raise UserError(
+                f"{name} in {path} is not what {what} holds: {record[name]!r}; {advice}"
+            )
 
 
 def fields_of(record: Any, names: Iterable[str], what: str, *, remake: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from detofa.export.export import export_subnet
 from detofa.supernet.decode import DecodedDetector
 from detofa.supernet.detector import StaticDetector
 
@@ -25,6 +26,12 @@ def make_detector(subnet, seed=0):
                 tensor.copy_(gain * noise * (2 / fan_in) ** 0.5)
     neck_head = subnet.space.blocks(subnet.arch)[-1]
     return DecodedDetector(detector, neck_head, subnet.postprocessing.top_k).eval()
+
+
+def export_detector(subnet, path, images, **how):
+    """Export a detector with random weights, compared on some images; see `export_subnet`."""
+    rng = np.random.default_rng(0)
+    return export_subnet(make_detector(subnet), subnet, path, images=images, rng=rng, **how)
 
 
 class SmallDetector(nn.Module):

@@ -14,6 +14,7 @@ from detofa.cli.options import ModelRuntime, RuntimeOfModel, Seed, Threads
 if TYPE_CHECKING:
     from detofa.runtime.bench import Latency
     from detofa.runtime.gates import Tolerance
+    from detofa.runtime.tensorrt.record import EngineRecord
     from detofa.timer import Timing
 
 _UNKNOWN = "unknown precision"
@@ -40,10 +41,11 @@ def bench(
     detector, subnet = open_model(model, threads, runtime)
     with detector:
         height, width = detector.session.image_size
-    precision = _precision(model)
+    engine = _engine_record(model)
+    precision = _precision(model) if engine is None else engine.precision
     latency = _measured(model, runs, threads, batch, runtime, seed)
     ran = {".onnx": runtime.value, ".engine": "tensorrt"}.get(model.suffix, "torch")
-    device = _device(model, runtime)
+    device = _device(model, runtime) if engine is None else engine.gpu.name
     if as_json:
         times = {
             _CLOCKS[name].lower().replace(" ", "_"): None
@@ -106,6 +108,15 @@ def _measured(
         )
 
 
+def _engine_record(model: Path) -> "EngineRecord | None":
+    """Return what lies beside an engine; None for another kind of model."""
+    if model.suffix != ".engine":
+        return None
+    from detofa.runtime.tensorrt.record import EngineRecord
+
+    return EngineRecord.load(model)
+
+
 def _tolerance(model: Path) -> "Tolerance":
     """Return how far two runtimes of a file may be apart: lower precision rounds otherwise."""
     from detofa.runtime.gates import BARS, check_precision
@@ -115,11 +126,7 @@ def _tolerance(model: Path) -> "Tolerance":
 
 
 def _precision(model: Path) -> str:
-    """Return the number format of a model's network, by the record that lies beside it."""
-    if model.suffix == ".engine":
-        from detofa.runtime.tensorrt.record import EngineRecord
-
-        return EngineRecord.load(model).precision
+    """Return the number format of a model's network, by the manifest that lies beside it."""
     if model.suffix == ".onnx":
         from detofa.runtime.manifest import Manifest, manifest_path
 
@@ -131,10 +138,6 @@ def _device(model: Path, runtime: ModelRuntime) -> str:
     """Return the name of what a model was measured on."""
     from detofa.profiling.device import find_device
 
-    if model.suffix == ".engine":
-        from detofa.runtime.tensorrt.record import EngineRecord
-
-        return EngineRecord.load(model).gpu.name
     on_gpu = model.suffix == ".onnx" and runtime is ModelRuntime.ONNXRUNTIME_CUDA
     return find_device("cuda" if on_gpu else "cpu").name
 

@@ -316,7 +316,7 @@ def _judge(
     from detofa.data.dataset import Category, load_dataset
     from detofa.runtime.detector import Detector
     from detofa.runtime.gates import Judge
-    from detofa.train.evaluate import evaluate_detector, torch_detector
+    from detofa.train.evaluate import evaluate_detector, torch_detector_of
 
     expected = tuple(Category(id=number, name=name) for number, name in subnet.categories)
     if root is None or not _is_data_set(root):
@@ -331,17 +331,9 @@ def _judge(
     def ap(detector: Detector) -> float:
         return evaluate_detector(detector, dataset)[0].ap
 
-    reference = torch_detector(
-        module,
-        subnet.space,
-        subnet.arch,
-        subnet.preprocessing,
-        subnet.categories,
-        subnet.postprocessing,
-    )
     return Judge(
         ap=lambda session: ap(Detector.of_subnet(session, subnet)),
-        reference_ap=ap(reference),
+        reference_ap=ap(torch_detector_of(module, subnet)),
         about={"split": dataset.split, "images": len(dataset.images)},
     )
 

@@ -9,13 +9,11 @@ import typer
 from detofa.cli.options import DataOfRun, RunName, SkipBad, TrainDevice, TrainThreads
 from detofa.cli.runs import run_of_subnet
 from detofa.cli.training import (
-    claimed,
     find_place,
-    prepare_run,
     show_size,
     stopped,
+    training_in,
     training_ranks,
-    watched,
 )
 from detofa.errors import UserError
 
@@ -53,7 +51,6 @@ def finetune(
     from detofa.train.detection import FinetuneTask
     from detofa.train.finetune import finetune as finetune_subnet
     from detofa.train.run import command_line
-    from detofa.train.trainer import Trainer
 
     record, detector = load_subnet(subnet)
     target = output or subnet.with_name(f"{subnet.stem}-finetuned.json")
@@ -73,18 +70,10 @@ def finetune(
         wanted = name or f"finetune-{subnet.stem}"
         run = ranks.first(lambda: find_place(wanted, config, again=True))
         task = FinetuneTask(config, record, detector, train=training, validation=validation)
-        with claimed(run, ranks):
-            trainer = Trainer(config, task, run, own_device, ranks)
-            prepare_run(trainer)
-            with watched(trainer) as (watching, asked):
-                done = finetune_subnet(
-                    trainer,
-                    record,
-                    target,
-                    watching,
-                    lambda: bool(asked),
-                    command=command_line(),
-                )
+        with training_in(config, task, run, ranks, own_device) as (trainer, watching, should_stop):
+            done = finetune_subnet(
+                trainer, record, target, watching, should_stop, command=command_line()
+            )
         if done is None:
             stopped(run)
         print(

@@ -127,19 +127,11 @@ def open_model(
         ) from error
 
     from detofa.train.checkpoint import load_subnet
-    from detofa.train.evaluate import torch_detector
+    from detofa.train.evaluate import torch_detector_of
 
     torch.set_num_threads(threads)
     subnet, module = load_subnet(path)
-    detector = torch_detector(
-        module,
-        subnet.space,
-        subnet.arch,
-        subnet.preprocessing,
-        subnet.categories,
-        subnet.postprocessing,
-    )
-    return detector, subnet
+    return torch_detector_of(module, subnet), subnet
 
 
 def check_subnet_path(path: Path) -> Path:

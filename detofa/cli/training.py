@@ -219,32 +219,39 @@ def run_training(
         UserError: as `train_by_method`.
     """
     from detofa.train.method import train_by_method
-    from detofa.train.trainer import Trainer
 
-    with claimed(run, ranks):
-        trainer = Trainer(config, task, run, device, ranks)
-        prepare_run(trainer)
-        with watched(trainer) as (watching, asked):
-            finished = train_by_method(
-                trainer,
-                watching,
-                lambda: bool(asked),
-                tell=watching.tell,
-                on_progress=watching.on_progress,
-            )
-        if not finished:
-            stopped(run)
+    with training_in(config, task, run, ranks, device) as (trainer, watching, should_stop):
+        finished = train_by_method(
+            trainer,
+            watching,
+            should_stop,
+            tell=watching.tell,
+            on_progress=watching.on_progress,
+        )
+    if not finished:
+        stopped(run)
 
 
 @contextlib.contextmanager
-def claimed(run: "RunFolder", ranks: "Ranks") -> Iterator[None]:
-    """Keep other processes than these ranks from training in a folder; see `RunFolder.claimed`."""
+def training_in(
+    config: "TrainConfig", task: "Task", run: "RunFolder", ranks: "Ranks", device: "torch.device"
+) -> "Iterator[tuple[Trainer, _Bar | _Lines, Callable[[], bool]]]":
+    """Claim a run's folder for these ranks, and begin or resume the run.
+
+    Yields:
+        The trainer, who shows its progress, and whether Ctrl-C was pressed.
+    """
+    from detofa.train.trainer import Trainer
+
     with contextlib.ExitStack() as stack:
         ranks.first(lambda: stack.enter_context(run.claimed()))
-        yield
+        trainer = Trainer(config, task, run, device, ranks)
+        _prepare_run(trainer)
+        watching, asked = stack.enter_context(_watched(trainer))
+        yield trainer, watching, lambda: bool(asked)
 
 
-def prepare_run(trainer: "Trainer") -> None:
+def _prepare_run(trainer: "Trainer") -> None:
     """Make the run's folder, and write what it is."""
     from detofa.train.run import command_line
 
@@ -261,7 +268,7 @@ def prepare_run(trainer: "Trainer") -> None:
 
 
 @contextlib.contextmanager
-def watched(trainer: "Trainer") -> "Iterator[tuple[_Bar | _Lines, list[bool]]]":
+def _watched(trainer: "Trainer") -> "Iterator[tuple[_Bar | _Lines, list[bool]]]":
     """Yield who shows the progress of a run, and a list that Ctrl-C fills."""
     config, first = trainer.config, trainer.step
     watching: _Bar | _Lines

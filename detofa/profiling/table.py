@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
-from detofa.files import read_json, sha256_json, write_json
+from detofa.files import check_fields, read_json, sha256_json, write_json
 from detofa.profiling.cost import AdditiveCost, all_blocks
 from detofa.profiling.device import Device, find_device, holds_words, slug, this_cpu
 from detofa.space import Genes, SearchSpace
@@ -290,12 +290,7 @@ def load_table(
         raise UserError(
             f"{path} has been changed since it was measured; make it again with {REMAKE}"
         )
-    for name, fits in _FITS.items():
-        if not fits(record[name]):
-            raise UserError(
-                f"{name} in {path} is not what a latency table holds: {record[name]!r}; make it "
-                f"again with {REMAKE}"
-            )
+    check_fields(record, _FITS, path, "a latency table", advice=f"make it again with {REMAKE}")
     record.pop("space_sha256")
     record["space"] = SearchSpace.from_json(record["space"])
     record["device"] = Device.from_json(record["device"])

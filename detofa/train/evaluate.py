@@ -18,7 +18,7 @@ from detofa.imaging import Preprocessing, read_image
 from detofa.runtime.detections import Detections
 from detofa.runtime.detector import Detector
 from detofa.space import SearchSpace
-from detofa.subnet import PostProcessing
+from detofa.subnet import PostProcessing, Subnet
 from detofa.supernet.decode import anchor_points
 from detofa.supernet.detector import StaticDetector
 from detofa.supernet.loss import LossWeights, assign, detection_loss
@@ -90,6 +90,18 @@ def torch_detector(
         preprocessing=preprocessing,
         postprocessing=postprocessing,
         categories=tuple(categories),
+    )
+
+
+def torch_detector_of(detector: StaticDetector, subnet: Subnet) -> Detector:
+    """Return the runtime's detector around the PyTorch one that a subnet describes."""
+    return torch_detector(
+        detector,
+        subnet.space,
+        subnet.arch,
+        subnet.preprocessing,
+        subnet.categories,
+        subnet.postprocessing,
     )
 
 

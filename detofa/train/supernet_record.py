@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from detofa.errors import UserError
-from detofa.files import SCHEMA, parse_json
+from detofa.files import check_schema, parse_json
 from detofa.imaging import Preprocessing
 from detofa.space import SearchSpace
 
@@ -95,11 +95,7 @@ def read_header(path: Path, kind: str, *, remake: str) -> dict[str, Any]:
         ) from error
     if not isinstance(header, dict) or header.get("kind") != kind:
         raise UserError(f"{path} is not a {kind} file of detofa; make one with {remake}")
-    if header.get("schema") != SCHEMA:
-        raise UserError(
-            f"{path} has schema {header.get('schema')!r}, this version reads {SCHEMA}; make it "
-            f"again with {remake}"
-        )
+    check_schema(header, str(path), remake=remake)
     return header
 
 

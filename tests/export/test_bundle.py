@@ -12,13 +12,12 @@ from PIL import Image
 import detofa
 from detofa.errors import UserError
 from detofa.export.bundle import make_app
-from detofa.export.export import export_subnet
 from detofa.profiling import on_device
 from detofa.runtime import app
 from detofa.runtime.detector import open_detector
 from detofa.runtime.predictions import write_predictions
 from tests.bare import newer_than_python_3_10, only_packages, run_bare
-from tests.detectors import make_detector
+from tests.detectors import export_detector
 from tests.samples import make_subnet
 
 
@@ -36,13 +35,7 @@ def folder(tmp_path_factory):
         images[f"{index}.png"] = shades.astype(np.uint8)
         Image.fromarray(images[f"{index}.png"]).save(pictures / f"{index}.png")
     subnet = make_subnet((96, 160))
-    export_subnet(
-        make_detector(subnet),
-        subnet,
-        place / "cells.onnx",
-        images=images,
-        rng=np.random.default_rng(0),
-    )
+    export_detector(subnet, place / "cells.onnx", images)
     make_app(place / "cells.onnx", place / "cells.zip")
     return place
 

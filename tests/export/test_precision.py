@@ -17,7 +17,7 @@ from detofa.profiling.cost import arch_macs
 from detofa.runtime.detector import open_detector
 from detofa.runtime.gates import BARS, Judge
 from detofa.runtime.session import open_onnx
-from tests.detectors import make_detector
+from tests.detectors import export_detector, make_detector
 from tests.samples import make_subnet
 
 SUBNET = make_subnet((96, 160))
@@ -263,12 +263,10 @@ def test_a_block_that_overflows_in_half_precision_is_found_and_mended(model, ima
 @pytest.mark.parametrize("space_name", ["ofa-mbv3", "lite0"])
 def test_the_other_spaces_are_rewritten_as_well(tmp_path, images, space_name, precision):
     subnet = make_subnet((128, 192), space_name)
-    done = export_subnet(
-        make_detector(subnet),
+    done = export_detector(
         subnet,
         tmp_path / "a.onnx",
-        images=images,
-        rng=np.random.default_rng(0),
+        images,
         precision=precision,
         judge=Judge(ap=lambda session: 0.5, reference_ap=0.5, about={}),
     )
@@ -288,12 +286,10 @@ def test_int8_needs_a_judge(tmp_path, images):
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_an_export_in_lower_precision_is_verified_and_opens(tmp_path, images, precision):
     path = tmp_path / "a.onnx"
-    done = export_subnet(
-        make_detector(SUBNET),
+    done = export_detector(
         SUBNET,
         path,
-        images=images,
-        rng=np.random.default_rng(0),
+        images,
         precision=precision,
         judge=Judge(ap=lambda session: 0.5, reference_ap=0.501, about={"images": 3}),
     )
@@ -310,12 +306,10 @@ def test_an_export_in_lower_precision_is_verified_and_opens(tmp_path, images, pr
 
 def test_what_suffers_stays_fp32_until_the_file_is_good_enough(tmp_path, images):
     judged = iter([0.4, 0.4, 0.5])
-    done = export_subnet(
-        make_detector(SUBNET),
+    done = export_detector(
         SUBNET,
         tmp_path / "a.onnx",
-        images=images,
-        rng=np.random.default_rng(0),
+        images,
         precision="int8",
         judge=Judge(ap=lambda session: next(judged), reference_ap=0.5, about={}),
     )
@@ -330,12 +324,10 @@ def test_what_suffers_stays_fp32_until_the_file_is_good_enough(tmp_path, images)
 
 def test_a_file_that_never_gets_good_enough_is_rejected(tmp_path, images):
     with pytest.raises(UserError, match=r"a\.onnx\.rejected.*its AP is 0\.3000, PyTorch's 0\.5000"):
-        export_subnet(
-            make_detector(SUBNET),
+        export_detector(
             SUBNET,
             tmp_path / "a.onnx",
-            images=images,
-            rng=np.random.default_rng(0),
+            images,
             precision="int8",
             judge=Judge(ap=lambda session: 0.3, reference_ap=0.5, about={}),
         )
@@ -351,12 +343,10 @@ def test_a_file_that_never_gets_good_enough_is_rejected(tmp_path, images):
 def test_a_full_precision_file_of_another_ap_is_rejected(tmp_path, images):
     judge = Judge(ap=lambda session: 0.502, reference_ap=0.5, about={})
     with pytest.raises(UserError, match=r"its AP is 0\.5020"):
-        export_subnet(
-            make_detector(SUBNET),
+        export_detector(
             SUBNET,
             tmp_path / "a.onnx",
-            images=images,
-            rng=np.random.default_rng(0),
+            images,
             judge=judge,
         )
     assert BARS["fp32"].ap_gain == 0.001

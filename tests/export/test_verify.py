@@ -17,7 +17,7 @@ from detofa.runtime.detector import open_detector
 from detofa.runtime.gates import Tolerance
 from detofa.runtime.manifest import Manifest
 from detofa.runtime.matching import match_boxes
-from tests.detectors import SmallDetector, make_detector
+from tests.detectors import SmallDetector, export_detector, make_detector
 from tests.samples import make_subnet
 
 
@@ -202,11 +202,5 @@ def test_an_export_needs_images_and_an_onnx_name(tmp_path, images):
 @pytest.mark.slow
 def test_the_other_spaces_export_as_well(tmp_path, images, space_name):
     subnet = make_subnet((128, 192), space_name)
-    done = export_subnet(
-        make_detector(subnet),
-        subnet,
-        tmp_path / "a.onnx",
-        images=images,
-        rng=np.random.default_rng(0),
-    )
+    done = export_detector(subnet, tmp_path / "a.onnx", images)
     assert done.report.passed

@@ -18,7 +18,6 @@ import tomli_w
 import torch
 
 from detofa.arch import Arch
-from detofa.data.demo import make_demo_dataset
 from detofa.data.loader import Batch
 from detofa.errors import UserError
 from detofa.train.checkpoint import load_supernet
@@ -31,13 +30,6 @@ from tests.samples import Quiet, config_of, save_subnet, trainer_of
 
 REPOSITORY = Path(__file__).parents[2]
 _PATHS = 3  # of a step: largest, smallest and a random one
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    make_demo_dataset(folder, train=16, val=6, test=4, image_size=(96, 128))
-    return folder
 
 
 @contextlib.contextmanager

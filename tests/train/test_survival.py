@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from detofa.data.demo import make_demo_dataset
 from detofa.errors import UserError
 from detofa.train import checkpoint
 from detofa.train.checkpoint import read_tensors, write_tensors
@@ -22,13 +21,6 @@ from detofa.train.run import RunFolder
 from detofa.train.supernet_record import earlier_state
 from detofa.train.trainer import Trainer
 from tests.samples import Quiet, config_of, trainer_of
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("digits") / "data"
-    make_demo_dataset(root, train=16, val=6, test=4, image_size=(96, 128))
-    return root
 
 
 def never() -> bool:

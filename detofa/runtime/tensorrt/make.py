@@ -126,9 +126,9 @@ def make_engine(
     """Build an engine for this machine's GPU, check it, and write it with its record beside.
 
     All builds start from the timings of earlier exports, if there are any. The fastest is kept, and
-    so are its timings. Its convolutions must be in the precision of
-    the ONNX file, by what the engine itself says; it must find the boxes that ONNX Runtime finds
-    in that file, and be as good as PyTorch where there are true boxes.
+    so are its timings. Its convolutions must be in the precision of the ONNX file, by what the
+    engine itself says; it must find the boxes that ONNX Runtime finds in that file, and be as good
+    as PyTorch where there are true boxes.
 
     Args:
         plan: What to make.

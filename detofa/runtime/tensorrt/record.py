@@ -4,7 +4,6 @@ It is read before the engine is: deserialising one of another GPU or version fai
 all, and runs native code.
 """
 
-import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from detofa.errors import UserError
-from detofa.files import check_companion, read_json, write_json
+from detofa.files import check_fields, read_companion, read_json, write_json
 from detofa.runtime.cuda import Gpu
 from detofa.subnet import Subnet
 
@@ -103,6 +102,15 @@ class EngineRecord:
         Raises:
             UserError: the record or the engine is missing, damaged or another one's.
         """
+        return cls.load_with_engine(engine)[0]
+
+    @classmethod
+    def load_with_engine(cls, engine: Path) -> "tuple[EngineRecord, bytes]":
+        """Read the record of an engine, and the engine, whose bytes are those it describes.
+
+        Raises:
+            UserError: see `load`.
+        """
         path = record_path(engine)
         content = read_json(path, KIND, remake=REBUILD)
         record = {key: value for key, value in content.items() if key not in ("schema", "kind")}
@@ -117,31 +125,14 @@ class EngineRecord:
             raise UserError(
                 f"{path} is not the record of an engine ({error}); build it again with {REBUILD}"
             ) from error
-        for name, fits in _FITS.items():
-            if not fits(getattr(found, name)):
-                raise UserError(
-                    f"{name} in {path} is not what a record of an engine holds: "
-                    f"{getattr(found, name)!r}; build it again with {REBUILD}"
-                )
+        advice = f"build it again with {REBUILD}"
+        check_fields(vars(found), _FITS, path, "a record of an engine", advice=advice)
         if found.engine_file != engine.name:
             raise UserError(
                 f"{path} describes {found.engine_file!r}, not {engine.name}; build it again with "
                 f"{REBUILD}"
             )
-        found.checked(engine)
-        return found
-
-    def checked(self, engine: Path) -> bytes:
-        """Return the bytes of an engine, which are those that this record describes.
-
-        Raises:
-            UserError: it is missing, or changed.
-        """
-        check_companion(record_path(engine), engine, self.engine_sha256, remake=REBUILD)
-        data = engine.read_bytes()
-        if hashlib.sha256(data).hexdigest() != self.engine_sha256:
-            raise UserError(f"{engine} changes while it is read; try again")
-        return data
+        return found, read_companion(path, engine, found.engine_sha256, remake=REBUILD)
 
     def check_fits(self, gpu: Gpu, tensorrt: str) -> None:
         """Raise UserError unless this engine can run here, before it is deserialised.

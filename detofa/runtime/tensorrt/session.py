@@ -86,7 +86,7 @@ def open_engine(path: Path) -> tuple[TensorRtSession, EngineRecord]:
         UserError: the engine or its record is missing, damaged, or of another GPU, driver or
             TensorRT; or see `TensorRtSession`.
     """
-    record = EngineRecord.load(path)
+    record, data = EngineRecord.load_with_engine(path)
     version, cuda = import_tensorrt().__version__, Cuda()
     record.check_fits(cuda.gpu(), version)
-    return TensorRtSession(record.checked(path), name=str(path), cuda=cuda), record
+    return TensorRtSession(data, name=str(path), cuda=cuda), record

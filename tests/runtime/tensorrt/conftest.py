@@ -2,13 +2,11 @@
 
 import sys
 
-import numpy as np
 import pytest
 
-from detofa.export.export import export_subnet
 from detofa.runtime import cuda as cuda_module
 from detofa.runtime.gates import Judge
-from tests.detectors import make_detector, make_pictures
+from tests.detectors import export_detector, make_pictures
 from tests.fake_cuda import FakeCuda, working_tensorrt
 from tests.fake_tensorrt import VERSIONS
 from tests.samples import make_subnet
@@ -50,12 +48,10 @@ def exported(tmp_path_factory):
             path = tmp_path_factory.mktemp(precision) / "cells.onnx"
             judge = Judge(ap=lambda session: 0.5, reference_ap=0.5, about={})
             made[precision] = (
-                export_subnet(
-                    make_detector(subnet),
+                export_detector(
                     subnet,
                     path,
-                    images=pictures,
-                    rng=np.random.default_rng(0),
+                    pictures,
                     precision=precision,
                     judge=judge if precision == "int8" else None,
                 ),

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from detofa.errors import UserError
-from detofa.export.export import export_subnet
 from detofa.files import sha256_file
 from detofa.runtime import app
 from detofa.runtime.bench import measure_engine
@@ -22,7 +21,7 @@ from detofa.runtime.matching import same_detections
 from detofa.runtime.tensorrt.build import BatchSizes
 from detofa.runtime.tensorrt.make import EnginePlan, make_engine
 from detofa.runtime.tensorrt.record import EngineRecord, record_path
-from tests.detectors import make_detector, make_pictures
+from tests.detectors import export_detector, make_pictures
 from tests.fake_cuda import engine_of, layers_of
 from tests.samples import make_subnet
 
@@ -31,12 +30,10 @@ from tests.samples import make_subnet
 def exported_suppressed(tmp_path, tensorrt):
     """Give what makes an engine that suppresses, judged on images with true boxes."""
     subnet, pictures = make_subnet((96, 160), score_threshold=0.05), make_pictures()
-    done = export_subnet(
-        make_detector(subnet),
+    done = export_detector(
         subnet,
         tmp_path / "cells.onnx",
-        images=pictures,
-        rng=np.random.default_rng(0),
+        pictures,
         suppress=True,
     )
     plan = EnginePlan(
