@@ -2,10 +2,12 @@
 
     python -m benchmarks.scaling --processes 1 2 --work DIR
     python -m benchmarks.scaling --batches 8 32 128 --device cuda --image-size 320x320
+    python -m benchmarks.scaling --loader DATA --image-size 320x320
 
 The first trains the demo's digits with torchrun, the same batch shared by more processes of one
-thread each, and prints images a second (median over steps). The second times steps on images made
-up, so nothing is read: what a device does when data is never waited for.
+thread each, on as many cores, and prints images a second (median over steps). The second times
+steps on images made up, so nothing is read: what a device does when data is never waited for. The
+third makes training batches of a data set alone, on one core, and keeps no image decoded.
 """
 
 import argparse
@@ -20,8 +22,10 @@ import numpy as np
 import tomli_w
 import torch
 
+from detofa.data.dataset import load_dataset
 from detofa.data.demo import make_demo_dataset
-from detofa.data.loader import Batch
+from detofa.data.loader import Batch, TrainingBatches
+from detofa.imaging import LITE
 from detofa.presets import preset
 from detofa.recipes import default, demo
 from detofa.supernet.detector import Supernet
@@ -44,7 +48,9 @@ def over_processes(counts: list[int], batch_size: int, steps: int, work: Path) -
     (work / "recipe.toml").write_text(tomli_w.dumps(record), encoding="utf-8")
     print("| processes | images/s, median | over one | spread (25 to 75 %) |\n|" + " --- |" * 4)
     base = None
+    cores = sorted(os.sched_getaffinity(0))
     for count in counts:
+        os.sched_setaffinity(0, cores[:count])  # what torchrun starts inherits it
         name = f"with-{count}"
         subprocess.run(
             [
@@ -99,6 +105,28 @@ def on_one_device(
         print(f"| {count} | {1000 * middle:.0f} | {count / middle:.0f} |", flush=True)
 
 
+def of_loader(data: Path, size: tuple[int, int], batches: int) -> None:
+    """Time training batches of a data set: images a second of one core."""
+    config = replace(default(data), image_sizes=(size,))
+    made = TrainingBatches(
+        load_dataset(data, "train"),
+        batch_size=config.batch_size,
+        image_sizes=config.image_sizes,
+        augmentation=config.augmentation,
+        preprocessing=LITE,
+        seed=0,
+        cache_limit_bytes=0,
+    )
+    made.batch(0)
+    took = []
+    for step in range(1, 1 + batches):
+        begin = time.process_time()
+        made.batch(step)
+        took.append((time.process_time() - begin) / config.batch_size)
+    low, middle, high = 1 / np.percentile(took, [75, 50, 25])
+    print(f"{middle:.0f} images/s of one core, from {low:.0f} to {high:.0f} (25 to 75 %)")
+
+
 def made_up(count: int, size: tuple[int, int]) -> Batch:
     """Return images of noise, each with ten boxes."""
     rng = torch.Generator().manual_seed(0)
@@ -120,6 +148,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--work", type=Path, default=Path("scaling"))
     parser.add_argument("--batches", type=int, nargs="+")
+    parser.add_argument("--loader", type=Path, metavar="DATA")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--image-size", type=parse_image_size, default=(320, 320))
     parser.add_argument("--space", default="lite0")
@@ -127,6 +156,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.processes:
         over_processes(options.processes, options.batch_size, options.steps, options.work.resolve())
+    if options.loader:
+        of_loader(options.loader, options.image_size, options.steps)
     if options.batches:
         on_one_device(
             options.batches, options.device, options.image_size, options.space, options.steps

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,7 +126,7 @@ def onnx_model(
     copied = copy.deepcopy(module).cpu().eval()
     batch = torch.export.Dim("batch")
     shapes = tuple({0: batch} for _ in example_inputs) if dynamic_batch else None
-    with _quiet():
+    with _quiet(), _no_collection():
         try:
             program = torch.onnx.export(
                 copied,
@@ -149,6 +150,18 @@ def onnx_model(
     _strip_traces(model)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Leave garbage alone: tracing makes many objects that live, and little of it is garbage."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextlib.contextmanager
