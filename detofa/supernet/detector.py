@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detofa.arch import Arch
 from detofa.blocks import MBConv, NeckHead, Stem
 from detofa.space import SearchSpace
-from detofa.supernet.layers import Backbone, Head, Neck, initialise_layers
+from detofa.supernet.layers import Backbone, Head, Neck, initialise_layers, layer
 from detofa.supernet.sharing import WeightSharing
 
 _SIDE_DECAY = 0.4  # a side is about two strides at the start, so that small objects overlap too
@@ -26,8 +26,8 @@ class StaticDetector(nn.Module):
         mbconvs = [block for block in middle if isinstance(block, MBConv)]
         self.pyramid_stages = space.pyramid_stages
         self.backbone = Backbone(stem, mbconvs, space.batch_norm_eps)
-        self.neck = Neck(neck_head)
-        self.head = Head(neck_head)
+        self.neck = layer(Neck, neck_head)
+        self.head = layer(Head, neck_head)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Detect in images (B, 3, H, W), normalised.

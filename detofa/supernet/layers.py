@@ -1,18 +1,38 @@
 """The plain layers a detector is made of. Nothing here is elastic."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from itertools import pairwise
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from detofa.blocks import STRIDES, MBConv, NeckHead, Stem
+from detofa.supernet.depthwise import DepthwiseConv2d
 
+_Layer = TypeVar("_Layer", bound=nn.Module)
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
     "hardswish": nn.Hardswish,
 }
+
+
+def layer(kind: Callable[..., _Layer], *arguments: Hashable) -> _Layer:
+    """Return a layer of some kind.
+
+    On the meta device it is the one of an earlier call with the same arguments: it has shapes but
+    no weights, and to make all the layers of a network anew takes as long as to run it.
+    """
+    if torch.get_default_device().type == "meta":
+        return cast(_Layer, _shape_of(kind, *arguments))
+    return kind(*arguments)
+
+
+@lru_cache(maxsize=4096)
+def _shape_of(kind: Callable[..., nn.Module], *arguments: Hashable) -> nn.Module:
+    return kind(*arguments)
 
 
 class ConvNorm(nn.Module):
@@ -46,15 +66,15 @@ class ConvNorm(nn.Module):
         near = (kernel_size - 2) // 2
         far = kernel_size - 2 - near
         self.pad = nn.ZeroPad2d((near, far, near, far)) if shifted else nn.Identity()
-        self.conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=0 if shifted else kernel_size // 2,
-            groups=in_channels if depthwise else 1,
-            bias=False,
-        )
+        padding = 0 if shifted else kernel_size // 2
+        self.conv: nn.Conv2d
+        if depthwise:
+            assert in_channels == out_channels, "one filter a channel"
+            self.conv = DepthwiseConv2d(in_channels, kernel_size, stride=stride, padding=padding)
+        else:
+            self.conv = nn.Conv2d(
+                in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False
+            )
         self.norm = nn.BatchNorm2d(out_channels, eps=eps)
         self.activation = _ACTIVATIONS[activation]() if activation else nn.Identity()
 
@@ -134,7 +154,7 @@ class Backbone(nn.Module):
                 self.stages.append(nn.ModuleList())
             stage = self.stages[block.stage]
             assert isinstance(stage, nn.ModuleList)
-            stage.append(MBConvLayer(block, eps))
+            stage.append(layer(MBConvLayer, block, eps))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the output of every stage for images (B, 3, H, W)."""

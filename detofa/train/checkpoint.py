@@ -235,10 +235,10 @@ def load_subnet(path: Path) -> tuple[Subnet, StaticDetector]:
     tensors, _ = read_tensors(weights, "subnet_weights", remake="`detofa search`")
     try:
         detector = network_from_state(StaticDetector, subnet.space, subnet.arch, tensors)
-    except RuntimeError as error:
+    except ValueError as error:
         raise UserError(
-            f"{weights} does not hold the weights of the arch in {path}: "
-            f"{str(error).splitlines()[0]}; make both again with `detofa search`"
+            f"{weights} does not hold the weights of the arch in {path}: {error}; make both again "
+            "with `detofa search`"
         ) from error
     return subnet, detector.eval()
 

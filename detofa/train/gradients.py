@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detofa.arch import Arch
 from detofa.data.loader import Batch
-from detofa.supernet.sharing import ArchModule
+from detofa.supernet.sharing import ArchModule, Leaf
 from detofa.train.task import Objective
 
 Gradients = list[Tensor | None]
@@ -28,6 +28,7 @@ class SandwichGradients:
         device: Where tensors live.
         threads: Processor threads to use in all.
         means: For each path of a step, what returns the mean of a number over all ranks.
+        memory_format: Of the images; the weights' own is fastest.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class SandwichGradients:
         device: torch.device,
         threads: int,
         means: Sequence[Callable[[Tensor], Tensor]],
+        *,
+        memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
-        self._means = means
+        self._means, self._memory_format = means, memory_format
         self._supernet, self._objective, self._device = supernet, objective, device
         self._parameters = list(supernet.parameters())
         self._threads = threads
@@ -50,7 +53,11 @@ class SandwichGradients:
         The first path hands its targets and outputs to the others. A weight that no path uses has
         no gradient.
         """
-        batch = _on_device(batch, self._device)
+        batch = Batch(
+            images=batch.images.to(self._device, memory_format=self._memory_format),
+            boxes_xyxy=[box.to(self._device) for box in batch.boxes_xyxy],
+            labels=[label.to(self._device) for label in batch.labels],
+        )
         lead: Future[Any] = Future()
         threads_each = max(1, self._threads // len(archs))
         paths = [
@@ -58,18 +65,19 @@ class SandwichGradients:
             for index, arch in enumerate(archs)
         ]
         results = [path.result() for path in paths]
-        gradients = [_sum(parts) for parts in zip(*(part for _, part in results), strict=True)]
-        return sum(loss for loss, _ in results) / len(archs), gradients
+        gradients = self._summed([parts for _, parts in results])
+        return float(sum(loss for loss, _ in results)) / len(archs), gradients
 
     def _path(
         self, batch: Batch, arch: Arch, lead: "Future[Any]", index: int, threads: int
-    ) -> tuple[float, Gradients]:
+    ) -> tuple[Tensor, list[tuple[Leaf, Tensor]]]:
         torch.set_num_threads(threads)  # of this thread
         leads = index == 0
         wait = None if leads else lead.result
         try:
             batch = at_size(batch, arch.image_size)
-            outputs = self._supernet(batch.images, arch)
+            network, leaves = self._supernet.path(arch)
+            outputs = network(batch.images)
             loss, handed_on = self._objective(outputs, batch, arch, wait, self._means[index])
             if leads:
                 lead.set_result(handed_on)
@@ -77,27 +85,19 @@ class SandwichGradients:
             if leads:
                 lead.set_exception(error)
             raise
-        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        return float(loss.detach()), list(gradients)
+        weights = [leaf.tensor for leaf in leaves]
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        found = zip(leaves, gradients, strict=True)
+        return loss.detach(), [(leaf, part) for leaf, part in found if part is not None]
 
-
-def _sum(parts: Sequence[Tensor | None]) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    if not present:
-        return None
-    total = present[0]
-    for part in present[1:]:
-        total = total + part
-    return total
-
-
-def _on_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch where the weights are, its images channels last."""
-    return Batch(
-        images=batch.images.to(device, memory_format=torch.channels_last),
-        boxes_xyxy=[box.to(device) for box in batch.boxes_xyxy],
-        labels=[label.to(device) for label in batch.labels],
-    )
+    def _summed(self, paths: Sequence[Sequence[tuple[Leaf, Tensor]]]) -> Gradients:
+        """Return the sum of the paths' parts, each at its place; None for a weight without any."""
+        used = {leaf.weight for parts in paths for leaf, _ in parts}
+        sums = {weight: torch.zeros_like(weight) for weight in used}
+        for parts in paths:
+            places = [sums[leaf.weight][leaf.place] for leaf, _ in parts]
+            torch._foreach_add_(places, [part for _, part in parts])
+        return [sums.get(weight) for weight in self._parameters]
 
 
 def at_size(batch: Batch, image_size: tuple[int, int]) -> Batch:

@@ -58,7 +58,7 @@ def test_a_smaller_kernel_is_the_transformed_centre_of_the_next_larger_one() -> 
     supernet = perturbed(space)
     name = "backbone.stages.1.0.depthwise.conv.weight"
     full = dict(supernet.largest.named_parameters())[name]
-    small = supernet.sliced_state(space.smallest)[name]
+    small = dict(supernet.path(space.smallest)[0].named_parameters())[name]
     to5 = supernet.kernel_transforms["stage1_block0_to5"]
     to3 = supernet.kernel_transforms["stage1_block0_to3"]
     channel = full[3, 0]
@@ -93,6 +93,52 @@ def test_training_leaves_the_shared_statistics_alone_and_evaluation_uses_them() 
     supernet.get_buffer(norm).add_(1.0)
     moved = supernet(images_of(space.smallest), space.smallest)
     assert not torch.allclose(moved[0], evaluated[0], atol=1e-3)
+
+
+def test_leaves_of_a_path_are_the_slices_whose_gradients_reach_the_weights() -> None:
+    space = preset("ofa-mbv3", num_classes=2, image_sizes=[(64, 64)])
+    supernet = perturbed(space).train()
+    arch = space.arch(space.sample(np.random.default_rng(3), 1)[0])
+    supernet(images_of(arch), arch)[1].square().sum().backward()
+    network, leaves = supernet.path(arch)
+    loss = network(images_of(arch))[1].square().sum()
+    parts = torch.autograd.grad(loss, [leaf.tensor for leaf in leaves], allow_unused=True)
+    sums: dict[torch.Tensor, torch.Tensor] = {w: torch.zeros_like(w) for w in supernet.parameters()}
+    for leaf, part in zip(leaves, parts, strict=True):
+        assert leaf.tensor.data_ptr() == leaf.weight.data_ptr()  # a view, and of the first entries
+        if part is not None:
+            sums[leaf.weight][leaf.place] += part
+    for name, weight in supernet.named_parameters():
+        expected = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        torch.testing.assert_close(sums[weight], expected, msg=name)
+
+
+def test_what_is_done_to_an_extracted_detector_stays_there() -> None:
+    space = preset("tiny", num_classes=2, image_sizes=[(64, 64)])
+    supernet = perturbed(space)
+    arch = space.smallest
+    before = supernet(images_of(arch), arch)
+    first, second = supernet.extract(arch), supernet.extract(arch)
+    calls: list[str] = []
+    for name, module in first.named_modules():
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+        module.added = 1
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.9
+    with torch.no_grad():
+        for tensor in first.state_dict().values():
+            tensor.add_(1)
+    again, other = supernet(images_of(arch), arch), second(images_of(arch))
+    assert not calls
+    for left, middle, right in zip(before, again, other, strict=True):
+        assert torch.equal(left, middle)
+        torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
+    for module in [*second.modules(), *supernet.extract(arch).modules()]:
+        assert not hasattr(module, "added")
+        assert getattr(module, "momentum", 0.1) == 0.1
+    memory = [tensor.data_ptr() for tensor in second.state_dict().values()]
+    shared = [tensor.data_ptr() for tensor in supernet.state_dict().values()]
+    assert not set(memory) & set(shared)
 
 
 def test_extracting_an_arch_outside_the_space_names_what_is_allowed() -> None:
