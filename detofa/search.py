@@ -26,6 +26,7 @@ from detofa.space import Genes, SearchSpace
 
 _REPAIRS = 4  # crossings of a child that is over a limit with the cheapest path
 _ATTEMPTS = 8  # rounds of children tried to fill one generation
+_CHILDREN = 1.5  # made for each place in a generation: some are over a limit, or known
 _NEW_SHARE = 1 / 8  # of children drawn anew, so that parents alike do not end the search
 _PROBES = 512  # paths drawn where two limits pull apart
 
@@ -230,30 +231,64 @@ def finalists(result: SearchResult, top_k: int, *, min_changes: int = 1) -> NDAr
 
 
 class _Pool:
-    """The paths scored so far, all within the limits and distinct."""
+    """The paths scored so far, all within the limits and distinct.
+
+    Attributes:
+        genes: (N, num_genes) those that parents are chosen among.
+        scores: (N,) their scores.
+        costs: (N,) their costs.
+    """
 
     def __init__(self, space: SearchSpace, score: Measure) -> None:
         self.score = score
         self.genes: Genes = np.empty((0, space.num_genes), np.int8)
         self.scores: Values = np.empty(0)
         self.costs: Values = np.empty(0)
-        self.seen: set[bytes] = set()
+        self._kept: list[tuple[Genes, Values, Values]] = []
+        self._seen: set[bytes] = set()
 
     @property
     def size(self) -> int:
-        return len(self.scores)
+        return len(self._seen)
 
     def add(self, genes: Genes, costs: Values) -> None:
-        self.genes = np.concatenate([self.genes, genes])
-        self.scores = np.concatenate([self.scores, measured(self.score, genes)])
-        self.costs = np.concatenate([self.costs, costs])
-        self.seen |= {row.tobytes() for row in genes}
+        found = genes, measured(self.score, genes), costs
+        self._kept.append(found)
+        self._seen.update(_keys(genes))
+        self._hold(
+            np.concatenate([self.genes, found[0]]),
+            np.concatenate([self.scores, found[1]]),
+            np.concatenate([self.costs, found[2]]),
+        )
+
+    def hold(self, places: NDArray[np.intp]) -> None:
+        """Hold only some paths to choose among from now on."""
+        self._hold(self.genes[places], self.scores[places], self.costs[places])
+
+    def hold_all(self) -> None:
+        """Hold all paths that were ever scored."""
+        self._hold(*(np.concatenate(parts) for parts in zip(*self._kept, strict=True)))
 
     def fresh(self, genes: Genes) -> Genes:
         """Leave out repeated rows and paths that were scored; keep the order."""
-        first = np.sort(np.unique(genes, axis=0, return_index=True)[1])
-        keep = [index for index in first if genes[index].tobytes() not in self.seen]
-        return genes[keep]
+        first: dict[bytes, int] = {}
+        for index, key in enumerate(_keys(genes)):
+            if key not in self._seen:
+                first.setdefault(key, index)
+        return genes[list(first.values())]
+
+    def _hold(self, genes: Genes, scores: Values, costs: Values) -> None:
+        self.genes, self.scores, self.costs = genes, scores, costs
+
+
+_Select = Callable[[_Pool, int], NDArray[np.intp]]
+
+
+def _keys(genes: Genes) -> list[bytes]:
+    """Return what tells paths apart, one for each row."""
+    rows = np.ascontiguousarray(genes)
+    keys: list[bytes] = rows.view(f"V{rows.shape[1]}").ravel().tolist()
+    return keys
 
 
 def _evolve(
@@ -262,7 +297,7 @@ def _evolve(
     limits: tuple[Cap, ...],
     rng: np.random.Generator,
     config: SearchConfig,
-    select: Callable[[_Pool, int], NDArray[np.intp]],
+    select: _Select,
 ) -> tuple[_Pool, tuple[Generation, ...], Reachable]:
     anchors, reachable = _anchors(space, limits, rng)
     pool = _Pool(space, score)
@@ -270,15 +305,16 @@ def _evolve(
     for generation in range(config.generations + 1):
         gathered = np.empty((0, space.num_genes), np.int8)
         room = min(config.population, config.max_evaluations - pool.size)
+        parents = pool.genes[select(pool, config.parents)] if generation else anchors
         for attempt in range(_ATTEMPTS):
             if len(gathered) >= room:
                 break
-            if generation == 0:
-                children = _seeds(space, anchors, rng, config, attempt)
+            make = _children if generation else _seeds
+            children = make(space, parents, rng, config, attempt)
+            if attempt:  # the first time what is over a limit is left out, which costs least
+                children = _repaired(space, children, limits, anchors[0], rng)
             else:
-                parents = pool.genes[select(pool, config.parents)]
-                children = _children(space, parents, rng, config, attempt)
-            children = _repaired(space, children, limits, anchors[0], rng)
+                children = children[_fits(limits, children)]
             gathered = pool.fresh(np.concatenate([gathered, children]))[:room]
         if not len(gathered):  # every path within reach was scored
             break
@@ -291,6 +327,7 @@ def _evolve(
                 best_cost=float(pool.costs[best]),
             )
         )
+    pool.hold_all()
     return pool, tuple(history), reachable
 
 
@@ -322,7 +359,7 @@ def _children(
     if attempt >= _ATTEMPTS - 2:
         parent = parents[rng.integers(len(parents))]
         return np.concatenate([single_changes(space, parent), new])
-    count = config.population - len(new)
+    count = math.ceil(config.population * _CHILDREN) - len(new)
     first, second = parents[rng.integers(len(parents), size=(2, count))]
     mutated = space.mutate(first, rng, config.mutation_rate / 2**attempt)
     crossed = space.mutate(space.crossover(first, second, rng), rng, 1 / space.num_genes)
@@ -410,21 +447,24 @@ def _best_of_each_size(pool: _Pool, count: int) -> NDArray[np.intp]:
     """Return the indices of the best paths, half of them the best of each image size.
 
     The image size moves the cost more than anything else: without this, the first size that does
-    well soon holds all parents, though another with larger blocks may do better.
+    well soon holds all parents, though another with larger blocks may do better. The others can
+    never be chosen again, and are forgotten.
     """
-    chosen = [_best(pool.scores, pool.costs, count)]
+    order = _best(pool.scores, pool.costs, len(pool.scores))
+    chosen = [order[:count]]
     sizes = np.unique(pool.genes[:, 0])
     for size in sizes:
-        (places,) = np.nonzero(pool.genes[:, 0] == size)
-        share = math.ceil(count / len(sizes))
-        chosen.append(places[_best(pool.scores[places], pool.costs[places], share)])
-    return np.concatenate(chosen)  # one that is in both is twice as likely a parent
+        of_size = order[pool.genes[order, 0] == size]
+        chosen.append(of_size[: math.ceil(count / len(sizes))])
+    held = np.unique(np.concatenate(chosen))
+    pool.hold(held)
+    return np.searchsorted(held, np.concatenate(chosen))  # in both is twice as likely a parent
 
 
 def _foremost(pool: _Pool, count: int) -> NDArray[np.intp]:
     """Return the indices of the front, and of the fronts behind it up to at least `count`."""
     chosen = np.empty(0, np.intp)
-    rest = np.arange(pool.size)
+    rest = np.arange(len(pool.scores))
     while len(chosen) < count and len(rest):
         front = pareto_front(pool.costs[rest], pool.scores[rest])
         chosen = np.concatenate([chosen, rest[front]])

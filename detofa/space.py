@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -240,8 +241,13 @@ class SearchSpace:
 
     def block_gene(self, stage: int, position: int) -> int:
         """Return the index of a block's kernel gene; its expand gene is the next one."""
-        before = sum(earlier.max_depth for earlier in self.stages[:stage])
-        return _NUM_GLOBAL + len(self.stages) + 2 * (before + position)
+        return self._first_genes[stage] + 2 * position
+
+    @cached_property
+    def _first_genes(self) -> list[int]:
+        """Return the index of the first block's kernel gene of each stage."""
+        depths = [0, *(stage.max_depth for stage in self.stages)]
+        return [_NUM_GLOBAL + len(self.stages) + 2 * before for before in accumulate(depths)]
 
     def genes(self, arch: Arch) -> Genes:
         """Return an arch of this space as genes: (num_genes,) int8.
@@ -377,7 +383,7 @@ class SearchSpace:
 
     def mutate(self, genes: Genes, rng: np.random.Generator, rate: float) -> Genes:
         """Redraw each gene with probability `rate`: (N, num_genes) to the same shape."""
-        fresh = self._random_genes(rng, len(genes), np.zeros(len(genes)))
+        fresh = (rng.random(genes.shape) * self.num_choices).astype(np.int8)
         redraw = (genes == ABSENT) | (rng.random(genes.shape) < rate)
         return self.canonical(np.where(redraw, fresh, genes))
 

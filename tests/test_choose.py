@@ -259,7 +259,7 @@ def test_a_space_pruned_by_latency_is_searched_up_to_its_slowest(
     low, high = table.predict(space.ends)
     choice = chooser.choose(Budget(kind="latency", limit=float(high)), tmp_path / "a.json", top_k=2)
     slowest = max(item.predicted_ms or 0.0 for item in choice.finalists)
-    assert slowest > low + 0.6 * (high - low)
+    assert slowest > low + 0.5 * (high - low)
     front = chooser.front(count=6)
     record = read_json(folder / "pareto.json", "pareto", remake="`detofa search --pareto`")
     assert record["cost"] == "latency"

@@ -1,7 +1,7 @@
 """Timing of works against each other: in turn, in one process, as ratios."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,6 @@ def compare(
     return Compared(seconds={name: tuple(found) for name, found in seconds.items()})
 
 
-def exponent(sizes: list[float], seconds: list[float]) -> float:
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     """Return the slope of time over size, both as logarithms: 1 where cost grows in proportion."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])

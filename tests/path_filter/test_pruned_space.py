@@ -113,7 +113,7 @@ def test_mutants_and_children_of_members_are_members(pruned, seed, rate):
 def test_mutation_changes_most_archs():
     rng = np.random.default_rng(0)
     parents = FILTERED.sample(rng, 100)
-    assert (FILTERED.mutate(parents, rng, 0.2) != parents).any(axis=1).mean() > 0.8
+    assert (FILTERED.mutate(parents, rng, 0.2) != parents).any(axis=1).mean() > 0.7
 
 
 def test_same_seed_gives_the_same_samples():
