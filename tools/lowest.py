@@ -11,7 +11,7 @@ EXTRAS = ("all", "dev")
 EXEMPT = frozenset({"torch", "torchvision"})
 """Tested as CI installs them: older builds are for other drivers and interpreters."""
 COMPANIONS = ("click<8.5",)
-"""What old versions would come with: Typer 0.16 calls what Click 8.5 warns of."""
+"""What old versions would come with: Typer 0.19 calls what Click 8.5 warns of."""
 
 
 def floors() -> dict[str, str]:
