@@ -27,7 +27,8 @@ from detofa.space import Genes, SearchSpace
 _REPAIRS = 4  # crossings of a child that is over a limit with the cheapest path
 _ATTEMPTS = 8  # rounds of children tried to fill one generation
 _CHILDREN = 1.5  # made for each place in a generation: some are over a limit, or known
-_NEW_SHARE = 1 / 8  # of children drawn anew, so that parents alike do not end the search
+_NEW_SHARE = 1 / 32  # of children drawn anew, so that parents alike do not end the search
+_NEW_SHARE_AGAIN = 1 / 8  # of those of later attempts, when few paths are left to find
 _PROBES = 512  # paths drawn where two limits pull apart
 
 
@@ -281,7 +282,7 @@ class _Pool:
         self.genes, self.scores, self.costs = genes, scores, costs
 
 
-_Select = Callable[[_Pool, int], NDArray[np.intp]]
+_Select = Callable[[_Pool, int], Genes]
 
 
 def _keys(genes: Genes) -> list[bytes]:
@@ -305,7 +306,7 @@ def _evolve(
     for generation in range(config.generations + 1):
         gathered = np.empty((0, space.num_genes), np.int8)
         room = min(config.population, config.max_evaluations - pool.size)
-        parents = pool.genes[select(pool, config.parents)] if generation else anchors
+        parents = select(pool, config.parents) if generation else anchors
         for attempt in range(_ATTEMPTS):
             if len(gathered) >= room:
                 break
@@ -355,16 +356,17 @@ def _children(
     attempt: int,
 ) -> Genes:
     """Return mutated, crossed and a few new paths, closer to the parents in later attempts."""
-    new = space.sample_spread(rng, math.ceil(config.population * _NEW_SHARE))
+    share = _NEW_SHARE_AGAIN if attempt else _NEW_SHARE
+    new = space.sample_spread(rng, math.ceil(config.population * share))
     if attempt >= _ATTEMPTS - 2:
         parent = parents[rng.integers(len(parents))]
-        return np.concatenate([single_changes(space, parent), new])
+        return np.concatenate([new, single_changes(space, parent)])
     count = math.ceil(config.population * _CHILDREN) - len(new)
     first, second = parents[rng.integers(len(parents), size=(2, count))]
     mutated = space.mutate(first, rng, config.mutation_rate / 2**attempt)
     crossed = space.mutate(space.crossover(first, second, rng), rng, 1 / space.num_genes)
     take = rng.random(count) < config.mutated_share
-    return np.concatenate([np.where(take[:, None], mutated, crossed), new])
+    return np.concatenate([new, np.where(take[:, None], mutated, crossed)])
 
 
 def _repaired(
@@ -443,12 +445,12 @@ def _best(scores: Values, costs: Values, count: int) -> NDArray[np.intp]:
     return np.lexsort((costs, -scores))[:count]
 
 
-def _best_of_each_size(pool: _Pool, count: int) -> NDArray[np.intp]:
-    """Return the indices of the best paths, half of them the best of each image size.
+def _best_of_each_size(pool: _Pool, count: int) -> Genes:
+    """Return the best paths, half of them the best of each image size.
 
     The image size moves the cost more than anything else: without this, the first size that does
-    well soon holds all parents, though another with larger blocks may do better. The others can
-    never be chosen again, and are forgotten.
+    well soon holds all parents, though another with larger blocks may do better. All others can
+    never be chosen again, and are let go.
     """
     order = _best(pool.scores, pool.costs, len(pool.scores))
     chosen = [order[:count]]
@@ -456,20 +458,21 @@ def _best_of_each_size(pool: _Pool, count: int) -> NDArray[np.intp]:
     for size in sizes:
         of_size = order[pool.genes[order, 0] == size]
         chosen.append(of_size[: math.ceil(count / len(sizes))])
-    held = np.unique(np.concatenate(chosen))
-    pool.hold(held)
-    return np.searchsorted(held, np.concatenate(chosen))  # in both is twice as likely a parent
+    parents = np.concatenate(chosen)  # one that is in both is twice as likely a parent
+    genes = pool.genes[parents]
+    pool.hold(np.unique(parents))
+    return genes
 
 
-def _foremost(pool: _Pool, count: int) -> NDArray[np.intp]:
-    """Return the indices of the front, and of the fronts behind it up to at least `count`."""
+def _foremost(pool: _Pool, count: int) -> Genes:
+    """Return the front, and the fronts behind it up to at least `count` paths."""
     chosen = np.empty(0, np.intp)
     rest = np.arange(len(pool.scores))
     while len(chosen) < count and len(rest):
         front = pareto_front(pool.costs[rest], pool.scores[rest])
         chosen = np.concatenate([chosen, rest[front]])
         rest = np.delete(rest, front)
-    return chosen
+    return pool.genes[chosen]
 
 
 def _result(
