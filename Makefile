@@ -11,7 +11,7 @@ STAMP = $(VENV)/.detofa-installed
 PIP = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help install demo test test-slow test-lowest check lint types format clean
-.PHONY: lock audit licences sbom
+.PHONY: lock audit licences sbom bench
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make check      lint, types and tests; make format mends what lint finds"
 	@echo "make demo LOCKED=1   the same with the exact versions of $(LOCK)"
 	@echo "make test-lowest     the tests with the oldest versions that pyproject.toml allows"
+	@echo "make bench      speed beside once-for-all's own code; ARGS=\"--data BCCD --run RUN\" for all"
 	@echo "make lock       write $(LOCK): the versions installed in $(VENV)"
 	@echo "make audit, licences, sbom   what is known of these: faults, licences, a CycloneDX file"
 	@echo "make clean      remove caches and builds (runs and the environment stay)"
@@ -61,6 +62,9 @@ test-slow: $(STAMP)
 
 test-lowest:
 	$(MAKE) test LOWEST=1
+
+bench: $(STAMP)
+	"$(BIN)/python" -m benchmarks.speed $(ARGS)
 
 # The versions that the tests ran with, and the hashes of all their files; no index is named.
 lock: $(STAMP)

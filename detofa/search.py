@@ -26,7 +26,7 @@ from detofa.space import Genes, SearchSpace
 
 _REPAIRS = 4  # crossings of a child that is over a limit with the cheapest path
 _ATTEMPTS = 8  # rounds of children tried to fill one generation
-_CHILDREN = 1.5  # made for each place in a generation: some are over a limit, or known
+_CHILDREN = 2.0  # made for each place in a generation: some are over a limit, or known
 _NEW_SHARE = 1 / 32  # of children drawn anew, so that parents alike do not end the search
 _NEW_SHARE_AGAIN = 1 / 8  # of those of later attempts, when few paths are left to find
 _PROBES = 512  # paths drawn where two limits pull apart

@@ -230,6 +230,9 @@ def run_training(
         )
     if not finished:
         stopped(run)
+    waited = run.share_waited()
+    if waited is not None:
+        print(f"data was waited for {waited:.1%} of the time")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,9 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from detofa.supernet.layers import ConvNorm
 
 
 @torch.no_grad()
@@ -34,6 +37,18 @@ def recalibrate(detector: nn.Module, images: Tensor, *, batch_size: int = 16) ->
         detector.eval()
     for norm in norms:
         sums[norm].store(norm)
+
+
+def fuse_batch_norms(network: nn.Module) -> None:
+    """Fold each BatchNorm after a convolution of its own into that one, in place.
+
+    For a network in evaluation mode that is only to be run: it computes the same in less time.
+    """
+    for module in network.modules():
+        if isinstance(module, ConvNorm):
+            assert isinstance(module.norm, nn.BatchNorm2d), "fused before"
+            module.conv = fuse_conv_bn_eval(module.conv, module.norm)
+            module.norm = nn.Identity()
 
 
 class _Sums:

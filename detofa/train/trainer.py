@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,7 @@ from detofa.train.checkpoint import load_training_state, save_training_state
 from detofa.train.config import TrainConfig
 from detofa.train.gradients import SandwichGradients
 from detofa.train.loss_guard import LossGuard
-from detofa.train.memory import release_freed_memory
+from detofa.train.memory import release_freed_memory, share_heap
 from detofa.train.ranks import ALONE, Ranks
 from detofa.train.run import RunFolder
 from detofa.train.task import Task
@@ -78,7 +78,10 @@ class Trainer:
         self.step, self.guard, self.note = 0, LossGuard(), ""
         if run.states:
             self._restore()
-        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        threads = 1
+        if device.type == "cpu":
+            share_heap()
+            threads = torch.get_num_threads()
         self._gradients = SandwichGradients(
             self.supernet,
             task.objective(device),
@@ -135,7 +138,7 @@ class Trainer:
         }
         self.supernet.train()
         last, spent = time.perf_counter(), self.clock()
-        for batch in self.batches.prefetch(self.step, until):
+        for batch, waited in _timed(self.batches.prefetch(self.step, until)):
             loss, is_sound = self._train_step(batch, sandwich(self.step))
             if self.guard.should_return:
                 self._go_back()
@@ -148,7 +151,8 @@ class Trainer:
             seconds = (self.clock() - spent) * self.ranks.count
             observer.on_step(self.step, config.steps, loss, images_per_s)
             told = {"loss": loss} if is_sound else {"skipped": self.guard.skipped}
-            self._log({**told, "images_per_s": images_per_s, "seconds": seconds})
+            figures = {"images_per_s": images_per_s, "seconds": seconds, "waited": waited}
+            self._log({**told, **figures})
             if self.step in evaluate_at:
                 self._evaluate(observer)
                 last = time.perf_counter()
@@ -228,6 +232,7 @@ class Trainer:
         return loss, is_sound
 
     def _evaluate(self, observer: Observer) -> None:
+        release_freed_memory()
         paths = self.task.paths_to_watch
         figures = self.ranks.spread(
             lambda archs: self.task.evaluate(self.averaged_supernet, archs), list(paths.values())
@@ -243,6 +248,14 @@ class Trainer:
     def _log(self, record: Mapping[str, Any]) -> None:
         if self.ranks.is_first:
             self.run.log({"step": self.step, **record})
+
+
+def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Yield batches, and how many seconds each was waited for."""
+    begin = time.perf_counter()
+    for batch in batches:
+        yield batch, time.perf_counter() - begin
+        begin = time.perf_counter()
 
 
 def _optimiser(supernet: ArchModule[Any], config: TrainConfig) -> AdamW:

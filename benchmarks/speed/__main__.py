@@ -1,0 +1,79 @@
+"""All benchmarks of speed, one after another, as one table.
+
+    make bench
+    python -m benchmarks.speed --data BCCD --run runs/bccd-lite0 --output performance.json
+
+Each runs in a process of its own. Without a data set or a trained run, what needs them is left out,
+and said so. Leave the machine to it: figures are processor times and ratios within a run, but a
+neighbour still shows in caches and memory.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.record import Row, table
+from detofa.files import write_text
+
+_LIBRARIES = ("torch", "numpy", "ofa")
+
+
+def main() -> None:
+    """Run what can run here."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="BCCD")
+    parser.add_argument("--run", type=Path, help="a run that was trained on it")
+    parser.add_argument("--seeds", type=int, default=20, help="of the search")
+    parser.add_argument("--output", type=Path, default=Path("performance.json"))
+    options = parser.parse_args()
+    suite: dict[str, list[str] | None] = {
+        "search": ["--seeds", str(options.seeds)],
+        "costs": [],
+        "subnets": [],
+        "train_step": [],
+        "labels": None,
+        "startup": [],
+        "memory": [] if options.data is None else ["--data", str(options.data)],
+    }
+    if options.data is not None and options.run is not None:
+        suite["labels"] = ["--data", str(options.data), "--run", str(options.run)]
+    rows: list[Row] = []
+    for name, arguments in suite.items():
+        if arguments is None:
+            print(f"{name}: left out, it needs --data and --run", file=sys.stderr)
+            continue
+        begin = time.monotonic()
+        rows += _rows_of(name, arguments)
+        print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+    record: dict[str, Any] = {
+        "machine": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "libraries": {library: version(library) for library in _LIBRARIES},
+        "date": time.strftime("%Y-%m-%d"),
+        "rows": [vars(row) for row in rows],
+    }
+    write_text(options.output, json.dumps(record, indent=1) + "\n")
+    print(table(rows))
+
+
+def _rows_of(name: str, arguments: list[str]) -> list[Row]:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.speed.{name}", *arguments, "--json"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    records = json.loads(done.stdout.splitlines()[-1])
+    return [
+        Row(**{**record, "ratio": record["ratio"] and tuple(record["ratio"])}) for record in records
+    ]
+
+
+if __name__ == "__main__":
+    main()
