@@ -224,8 +224,8 @@ SUPERNET = _of(
     (
         "test_statistics_of_a_subnet_depend_on_no_start_and_on_no_other_subnet",
         "supernet/sharing.py",
-        "value.detach().clone()",
-        "value.detach()",
+        "else buffer.clone()",
+        "else buffer",
         "a subnet writes into the supernet",
     ),
     (
@@ -247,8 +247,8 @@ SUPERNET = _of(
     (
         "test_two_subnets_have_figures_of_their_own_that_say_whose_they_are",
         "train/evaluate.py",
-        "extract_recalibrated(supernet, arch, recalibration)\n        detector",
-        "extract_recalibrated(supernet, archs[0], recalibration)\n        detector",
+        "extract_recalibrated(supernet, arch, recalibration)\n        fuse",
+        "extract_recalibrated(supernet, archs[0], recalibration)\n        fuse",
         "the first arch stands for all",
     ),
     (

@@ -493,7 +493,7 @@ def test_published_weights_that_cannot_be_taken_are_named(run, empty):
 
 
 def test_the_path_filter_is_compared_and_shown(run, place):
-    done = run("filter", "--bins", 2, "--labels-per-bin", 4, "--show")
+    done = run("filter", "--bins", 2, "--labels-per-bin", 8, "--show")
     assert done.code == 0, done.err
     for ranker in ("filter", "macs", "ridge", "regressor", "random"):
         assert f"\n {ranker} " in done.out, ranker
@@ -506,7 +506,7 @@ def test_the_path_filter_is_compared_and_shown(run, place):
         "report.json",
         "kept.svg",
     }
-    again = run("filter", "--bins", 2, "--labels-per-bin", 4)
+    again = run("filter", "--bins", 2, "--labels-per-bin", 8)
     taus = [line for line in done.out.splitlines() if line.startswith("filter less")]
     assert [line for line in again.out.splitlines() if line.startswith("filter less")] == taus
     assert run("search", "--macs", "20M", "--labels", "3", "--top-k", "2").code == 0
@@ -521,7 +521,7 @@ def test_a_filter_of_another_tables_latency_can_be_fitted_again(run, place):
     done = run("search", "--macs", "20M", "--labels", "3")
     assert done.code == 1
     assert "divides budgets by the latency of" in done.err
-    done = run("filter", "--bins", 2, "--labels-per-bin", 4)
+    done = run("filter", "--bins", 2, "--labels-per-bin", 8)
     assert done.code == 0, done.err
     assert run("search", "--macs", "20M", "--labels", "3", "--top-k", "2").code == 0
 

@@ -5,6 +5,7 @@ A reader asks for the schema before anything else, so that files hold no more th
 
 import json
 import re
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from detofa.runtime.manifest import Manifest
 from detofa.runtime.tensorrt.record import EngineRecord
 from detofa.subnet import Subnet
 from detofa.train.checkpoint import load_any_supernet, load_subnet
+from detofa.train.config import TrainConfig
 from detofa.train.filtering import saved_seconds
 from detofa.train.path_evaluations import stored_evaluations
 from detofa.train.run import RunFolder
@@ -197,4 +199,20 @@ def test_these_are_all_the_modules_that_read_a_versioned_file():
         for path in PACKAGE.rglob("*.py")
         if calls.search(path.read_text(encoding="utf-8"))
     }
-    assert found - {"files.py"} == {kind.module for kind in KINDS}
+    others = {"files.py", "train/config.py"}  # settings are TOML; the test below is theirs
+    assert found - others == {kind.module for kind in KINDS}
+
+
+def test_settings_name_their_schema_and_those_of_another_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    config = TrainConfig(data="photos", steps=7)
+    config.save(path)
+    assert tomllib.loads(path.read_text())["schema"] == SCHEMA
+    run = RunFolder(path=tmp_path)
+    assert run.load_config() == config
+    text = path.read_text()
+    path.write_text(text.replace(f"schema = {SCHEMA}\n", ""))  # of an earlier version, or a recipe
+    assert run.load_config() == config
+    path.write_text(text.replace(f"schema = {SCHEMA}", f"schema = {SCHEMA + 1}"))
+    with pytest.raises(UserError, match=rf"has schema {SCHEMA + 1}, this version reads {SCHEMA}"):
+        run.load_config()

@@ -11,7 +11,7 @@ import tomli_w
 
 from detofa.data.transforms import Augmentation
 from detofa.errors import UserError
-from detofa.files import refuse_deep, write_text
+from detofa.files import SCHEMA, check_schema, refuse_deep, write_text
 from detofa.path_filter.rank_quality import FEWEST_PER_BIN
 from detofa.supernet.loss import LossWeights
 
@@ -117,7 +117,7 @@ class TrainConfig:
     clip_norm: float = 10.0
     ema_decay: float = 0.998
     class_balance: float = 0.0
-    recalibration_images: int = 128
+    recalibration_images: int = 64
     evaluations: int = 5
     checkpoint_steps: int = 50
     workers: int = 1
@@ -158,16 +158,21 @@ class TrainConfig:
     def from_json(cls, record: Mapping[str, Any], source: str) -> "TrainConfig":
         """Build a config from plain values; fields not named keep their defaults.
 
+        A `schema` may be named, as it is in what `save` writes.
+
         Raises:
-            UserError: a field is unknown or of the wrong kind; names it and `source`.
+            UserError: a field is unknown or of the wrong kind, names it and `source`; or another
+                schema.
         """
+        check_schema({"schema": SCHEMA} | dict(record), source, remake="`detofa train`")
+        record = {name: value for name, value in record.items() if name != "schema"}
         if "data" not in record:
             raise UserError(f"{source} names no data; set data to the folder of a data set")
         return cls(**_fields(cls, record, source))
 
     def save(self, path: Path) -> None:
         """Write the config as TOML."""
-        write_text(path, tomli_w.dumps(self.to_json()))
+        write_text(path, tomli_w.dumps({"schema": SCHEMA} | self.to_json()))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

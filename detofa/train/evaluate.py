@@ -5,8 +5,11 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from detofa.arch import Arch
@@ -14,7 +17,8 @@ from detofa.blocks import NeckHead
 from detofa.data.dataset import DetectionDataset
 from detofa.data.evaluation import AveragePrecision, evaluate_detections, evaluate_parts
 from detofa.data.loader import calibration_images
-from detofa.imaging import Preprocessing, read_image
+from detofa.data.records import ImageRecord
+from detofa.imaging import Letterbox, Preprocessing, letterbox, read_image
 from detofa.runtime.detections import Detections
 from detofa.runtime.detector import Detector
 from detofa.space import SearchSpace
@@ -28,6 +32,7 @@ from detofa.supernet.sharing import ArchModule, Network
 from detofa.train.ranks import ALONE, Ranks
 
 _BATCH_SIZE = 8  # of the evaluation
+_KEPT_BYTES = 1 << 30  # of images that paths share
 EVALUATION_THRESHOLD = 0.001
 """Score below which boxes do not enter AP; low, so that the whole curve is seen."""
 
@@ -190,6 +195,8 @@ def evaluate_paths(
     clock = time.process_time if on_cpu else time.perf_counter
     begin = clock()
 
+    inputs = _Inputs(recalibration.preprocessing.fill)
+
     def evaluate(arch: Arch) -> PathFigures:
         torch.set_num_threads(1)  # of this thread
         network = extract_recalibrated(supernet, arch, recalibration)
@@ -204,9 +211,10 @@ def evaluate_paths(
         )
         of_halves = None
         if halves:
-            ap, ap50, of_halves = _judge_halves(detector, dataset)
+            ap, ap50, of_halves = _judge_halves(detector, dataset, inputs)
         else:
-            ((ap, ap50),) = evaluate_parts(dataset, _detect(detector, dataset), [slice(None)])
+            found, _ = _detect_and_lose(detector, dataset, inputs, with_loss=False)
+            ((ap, ap50),) = evaluate_parts(dataset, found, [slice(None)])
         return PathFigures(ap=ap, ap50=ap50, seconds=0.0, halves=of_halves)
 
     for image_size in {arch.image_size for arch in archs}:
@@ -222,14 +230,45 @@ def evaluate_paths(
         pool.shutdown(cancel_futures=True)
 
 
+class _Inputs:
+    """Images as networks of some input size see them, decoded and resized once, up to a limit.
+
+    Args:
+        fill: Value of the margins.
+    """
+
+    def __init__(self, fill: int) -> None:
+        self._fill = fill
+        self._kept: dict[tuple[Path, tuple[int, int]], tuple[NDArray[np.uint8], Letterbox]] = {}
+        self._free_bytes = _KEPT_BYTES
+
+    def batches(
+        self, dataset: DetectionDataset, image_size: tuple[int, int]
+    ) -> Iterator[tuple[Sequence[ImageRecord], NDArray[np.uint8], list[Letterbox]]]:
+        """Yield images, their pixels (B, H, W, 3) at an input size, and where they lie in it."""
+        for start in range(0, len(dataset.images), _BATCH_SIZE):
+            records = dataset.images[start : start + _BATCH_SIZE]
+            pairs = [self._get(record.path, image_size) for record in records]
+            yield records, np.stack([pixels for pixels, _ in pairs]), [where for _, where in pairs]
+
+    def _get(self, path: Path, image_size: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
+        found = self._kept.get((path, image_size))
+        if found is None:
+            found = letterbox(read_image(path), image_size, self._fill)
+            if found[0].nbytes <= self._free_bytes:
+                self._free_bytes -= found[0].nbytes
+                self._kept[path, image_size] = found
+        return found
+
+
 def _judge_halves(
-    detector: Detector, dataset: DetectionDataset
+    detector: Detector, dataset: DetectionDataset, inputs: _Inputs
 ) -> tuple[float, float, tuple[HalfFigures, HalfFigures]]:
     """Run a detector over every other image, then over the rest; return AP, AP50, and of each."""
     parts = [slice(start, None, 2) for start in (0, 1)]
     halves = [dataclasses.replace(dataset, images=dataset.images[part]) for part in parts]
     (first, first_loss), (second, second_loss) = (
-        _detect_with_loss(detector, half) for half in halves
+        _detect_and_lose(detector, half, inputs, with_loss=True) for half in halves
     )
     found = first + second
     found[parts[0]], found[parts[1]] = first, second
@@ -243,22 +282,22 @@ def _judge_halves(
     )
 
 
-def _detect_with_loss(
-    detector: Detector, dataset: DetectionDataset
+def _detect_and_lose(
+    detector: Detector, dataset: DetectionDataset, inputs: _Inputs, *, with_loss: bool
 ) -> tuple[list[Detections], float]:
-    """Return the detections of each image, and the mean loss."""
+    """Return the detections of each image, and the mean loss, or 0 where it is not asked for."""
     session = detector.session
     assert isinstance(session, TorchSession)
     points_xy, strides = (t.to(session.device) for t in anchor_points(session.neck_head))
     found: list[Detections] = []
     total = 0.0
-    for start in range(0, len(dataset.images), _BATCH_SIZE):
-        records = dataset.images[start : start + _BATCH_SIZE]
-        inputs, placed = detector.prepare([read_image(record.path) for record in records])
-        boxes_xyxy, scores, class_logits, side_logits = session.run_all(inputs)
+    for records, pixels, placed in inputs.batches(dataset, session.image_size):
+        boxes_xyxy, scores, *outputs = session.run_all(detector.preprocessing.normalise(pixels))
         found += detector.finish(
             boxes_xyxy.cpu().numpy(), scores.cpu().numpy(), placed, EVALUATION_THRESHOLD
         )
+        if not with_loss:
+            continue
         truth = [
             torch.from_numpy(where.to_input(record.boxes_xyxy[~record.crowd])).to(session.device)
             for where, record in zip(placed, records, strict=True)
@@ -266,8 +305,8 @@ def _detect_with_loss(
         labels = [
             torch.from_numpy(record.labels[~record.crowd]).to(session.device) for record in records
         ]
-        outputs = class_logits, side_logits
-        targets = assign(*outputs, points_xy, strides, truth, labels)
-        loss = detection_loss(*outputs, targets, points_xy, strides, LossWeights())
+        class_logits, side_logits = outputs
+        targets = assign(class_logits, side_logits, points_xy, strides, truth, labels)
+        loss = detection_loss(class_logits, side_logits, targets, points_xy, strides, LossWeights())
         total += float(loss) * len(records)
     return found, total / max(1, len(dataset.images))
