@@ -40,7 +40,15 @@ label_images = 4
 prune = "always"
 """
 PRECISIONS = ("fp32", "fp16", "int8")
-TIMES = {"date", "images_per_s", "seconds", "label_seconds", "fit_seconds", "assess_seconds"}
+TIMES = {
+    "date",
+    "images_per_s",
+    "seconds",
+    "waited",
+    "label_seconds",
+    "fit_seconds",
+    "assess_seconds",
+}
 """What is measured on a clock, or read from it."""
 # Runs the commands in the first argument, one after another, in one process.
 PROGRAM = """

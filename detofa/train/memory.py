@@ -4,7 +4,7 @@ import ctypes
 from functools import cache
 
 _ARENA_MAX, _MMAP_THRESHOLD = -8, -3  # of mallopt, see its manual page
-_OWN_MAPPING_BYTES = 8 << 20
+_OWN_MAPPING_BYTES = 4 << 20
 
 
 def share_heap() -> None:

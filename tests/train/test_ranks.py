@@ -179,12 +179,12 @@ def test_two_ranks_share_the_labels_of_a_filter(digits: Path, tmp_path: Path) ->
     trainer.train(Quiet(), lambda: False)
     config.save(trainer.run.config)
     printed = torchrun(
-        *("detofa", "filter", "--bins", "2", "--labels-per-bin", "4"), folder=tmp_path
+        *("detofa", "filter", "--bins", "2", "--labels-per-bin", "8"), folder=tmp_path
     )
     assert printed.count("In-bin Kendall tau, label") == 1
     assert trainer.run.filter_report.is_file()
     evaluated = json.loads((trainer.run.path / "path_evaluations.json").read_text())
-    assert len(evaluated["paths"]) == 8
+    assert len(evaluated["paths"]) == 16
 
 
 @pytest.mark.slow
