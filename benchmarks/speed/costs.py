@@ -53,12 +53,7 @@ def measure(count: int) -> list[Row]:
     table.predict(genes)
     seconds = time.process_time() - begin
     rows.append(
-        Row(
-            work=f"latency of {count:,} networks",
-            detofa=f"{seconds:.2f} s",
-            target=f"{_TARGET_S:g} s",
-            met=seconds <= _TARGET_S,
-        )
+        Row.within(f"latency of {count:,} networks", f"{seconds:.2f} s", seconds, _TARGET_S, "s")
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rows.append(Row(work="memory of this process, all libraries", detofa=f"{peak:.2f} GiB"))

@@ -60,27 +60,17 @@ def measure(data: Path | None, count: int, steps: int) -> list[Row]:
     """Measure both; training only where there is a data set."""
     rows = []
     peak = peak_of("benchmarks.speed.memory", "--only-search", "--count", str(count))
-    rows.append(
-        Row(
-            work=f"memory, searching {count:,} networks",
-            detofa=f"{peak:.2f} GiB",
-            target="1 GiB",
-            met=peak <= 1,
-        )
-    )
+    rows.append(_row(f"searching {count:,} networks", peak, 1))
     if data is not None:
         with tempfile.TemporaryDirectory() as folder:
             flags = ["--recipe", "bccd", "--data", str(data.resolve()), "--steps", str(steps)]
             peak = peak_of("detofa", "train", *flags, folder=Path(folder))
-        rows.append(
-            Row(
-                work=f"memory, training on BCCD, two threads, {steps} steps",
-                detofa=f"{peak:.2f} GiB",
-                target="3 GiB",
-                met=peak <= 3,
-            )
-        )
+        rows.append(_row(f"training on BCCD, two threads, {steps} steps", peak, 3))
     return rows
+
+
+def _row(work: str, peak: float, most: float) -> Row:
+    return Row.within(f"memory, {work}", f"{peak:.2f} GiB", peak, most, "GiB")
 
 
 def main() -> None:

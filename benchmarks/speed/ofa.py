@@ -1,10 +1,14 @@
 """Once-for-all's own code, package `ofa`, as its users call it."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+
+from detofa.arch import Arch
+from detofa.space import SearchSpace
 
 KERNELS, EXPANSIONS, DEPTHS = (3, 5, 7), (3, 4, 6), (2, 3, 4)
 LARGEST = {"ks": [7] * 20, "e": [6] * 20, "d": [4] * 5}
@@ -35,6 +39,16 @@ def supernet(num_classes: int = 1000) -> Any:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return network
+
+
+def arch_of(space: SearchSpace, config: Config) -> Arch:
+    """Return the same network as a config, neck and head the largest."""
+    kernels: list[tuple[int, ...]] = [(3,)]
+    ratios: list[tuple[int, ...]] = [(1,)]
+    for stage, depth in enumerate(config["d"]):
+        kernels.append(tuple(config["ks"][4 * stage : 4 * stage + depth]))
+        ratios.append(tuple(config["e"][4 * stage : 4 * stage + depth]))
+    return replace(space.largest, kernel_sizes=tuple(kernels), expand_ratios=tuple(ratios))
 
 
 def draw(rng: random.Random) -> Config:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from benchmarks.speed.timing import exponent
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -24,6 +26,38 @@ class Row:
     ratio: tuple[float, float, float] | None = None
     target: str = ""
     met: bool | None = None
+
+    @classmethod
+    def times(cls, work: str, detofa: str, peer: str, ratio: Sequence[float], aim: float) -> "Row":
+        """Return a row whose target is that many times the peer's, at the median."""
+        low, middle, high = map(float, ratio)
+        return cls(
+            work=work,
+            detofa=detofa,
+            peer=peer,
+            ratio=(low, middle, high),
+            target=f"{aim:g}x",
+            met=middle >= aim,
+        )
+
+    @classmethod
+    def within(
+        cls, work: str, detofa: str, value: float, most: float, unit: str, peer: str = ""
+    ) -> "Row":
+        """Return a row whose target is that a value is no more than so many units."""
+        return cls(
+            work=work,
+            detofa=detofa,
+            peer=peer,
+            target=f"{most:g} {unit}",
+            met=bool(value <= most),
+        )
+
+    @classmethod
+    def grown(cls, work: str, spent: Sequence[float], unit: str, digits: int) -> "Row":
+        """Return a row of what 1, 4 and 16 times a size took, and the exponent of it."""
+        shown = ", ".join(f"{value:.{digits}f}" for value in spent)
+        return cls(work=work, detofa=f"{shown} {unit}: exponent {exponent([1, 4, 16], spent):.2f}")
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.speed.record import Row, print_rows
-from benchmarks.speed.timing import exponent
 from detofa.blocks import Block, NeckHead
 from detofa.presets import preset
 from detofa.profiling.cost import AdditiveCost, block_macs
@@ -74,9 +73,8 @@ class Compute:
     def __init__(self, cost: AdditiveCost) -> None:
         space = cost.space
         self._prices: dict[Any, float] = {}
-        base = space.genes(space.largest)[None].repeat(1, axis=0)
         for size, side in enumerate(SIDES):
-            genes = base.copy()
+            genes = space.genes(space.largest)[None]
             genes[:, 0] = size
             parts = cost.per_part(genes)
             self._prices[side] = float((parts["stem"] + parts["stage 0"] + parts["neck_head"])[0])
@@ -215,11 +213,11 @@ def growth(evaluations: int, seed: int = 0) -> Row:
     cost = AdditiveCost(space, price)
     score = score_of(space, predictor(seed))
     sizes = [evaluations * factor for factor in (1, 4, 16)]
-    spent = [of_detofa(space, score, cost, 300e6, seed, size)[0].seconds for size in sizes]
-    shown = ", ".join(f"{second:.2f}" for second in spent)
-    return Row(
-        work=f"search, 300 M: {sizes[0]:,}, {sizes[1]:,} and {sizes[2]:,} networks",
-        detofa=f"{shown} s: exponent {exponent(sizes, spent):.2f}",
+    return Row.grown(
+        f"search, 300 M: {sizes[0]:,}, {sizes[1]:,} and {sizes[2]:,} networks",
+        [of_detofa(space, score, cost, 300e6, seed, size)[0].seconds for size in sizes],
+        "s",
+        2,
     )
 
 
@@ -241,30 +239,27 @@ def measure(budget: float, seeds: int) -> list[Row]:
         times.append(reached)
         early.append(before)
     rate = [one.distinct / one.seconds for one in theirs], [o.distinct / o.seconds for o in ours]
-    faster = np.percentile(np.array(rate[1]) / np.array(rate[0]), [25, 50, 75])
-    sooner = np.percentile(
-        [o.seconds / t for o, t in zip(theirs, times, strict=True)], [25, 50, 75]
-    )
+    faster = np.percentile(np.array(rate[1]) / np.array(rate[0]), [25, 50, 75]).tolist()
+    waits = [other.seconds / own for other, own in zip(theirs, times, strict=True)]
+    sooner = np.percentile(waits, [25, 50, 75]).tolist()
     goals = np.array([other.score for other in theirs])
     gain = np.array([own.score for own in ours]) - goals
     gain_early = np.array(early) - goals
     name = f"search, {budget / 1e6:.0f} M"
     return [
-        Row(
-            work=f"{name}: distinct networks scored",
-            detofa=f"{np.median(rate[1]):,.0f}/s",
-            peer=f"{np.median(rate[0]):,.0f}/s (OFA)",
-            ratio=tuple(faster.tolist()),
-            target="10x",
-            met=bool(faster[1] >= 10),
+        Row.times(
+            f"{name}: distinct networks scored",
+            f"{np.median(rate[1]):,.0f}/s",
+            f"{np.median(rate[0]):,.0f}/s (OFA)",
+            faster,
+            10,
         ),
-        Row(
-            work=f"{name}: time to OFA's last score",
-            detofa=f"{np.median(times):.3f} s",
-            peer=f"{np.median([o.seconds for o in theirs]):.2f} s (OFA)",
-            ratio=tuple(sooner.tolist()),
-            target="10x",
-            met=bool(sooner[1] >= 10),
+        Row.times(
+            f"{name}: time to OFA's last score",
+            f"{np.median(times):.3f} s",
+            f"{np.median([o.seconds for o in theirs]):.2f} s (OFA)",
+            sooner,
+            10,
         ),
         Row(
             work=f"{name}: best score, as many evaluations ({theirs[0].evaluations:,})",

@@ -40,14 +40,13 @@ def measure(rounds: int) -> list[Row]:
     rows = []
     for command, seconds in spent.items():
         low, middle, high = np.percentile(seconds, [25, 50, 75])
-        target = _TARGETS[command]
+        work = f"`detofa {' '.join(command)}`, processor time"
+        shown = f"{middle:.2f} s ({low:.2f} to {high:.2f})"
+        most = _TARGETS[command]
         rows.append(
-            Row(
-                work=f"`detofa {' '.join(command)}`, processor time",
-                detofa=f"{middle:.2f} s ({low:.2f} to {high:.2f})",
-                target="" if target is None else f"{target:g} s",
-                met=None if target is None else bool(middle <= target),
-            )
+            Row(work=work, detofa=shown)
+            if most is None
+            else Row.within(work, shown, middle, most, "s")
         )
     return rows
 

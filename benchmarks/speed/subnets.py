@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.speed import ofa
 from benchmarks.speed.record import Row, print_rows
-from benchmarks.speed.timing import compare, exponent
-from benchmarks.speed.train_step import arch_of, space_of
+from benchmarks.speed.timing import compare
+from benchmarks.speed.train_step import space_of
 from detofa.supernet.classifier import ClassifierSupernet
 from detofa.supernet.recalibrate import recalibrate
 
@@ -36,19 +36,16 @@ def extraction(rounds: int) -> list[Row]:
     own, other = ClassifierSupernet(space).eval(), ofa.supernet().eval()
     rows = []
     for name, config in networks(1).items():
-        arch = arch_of(space, config)
-
+        arch = ofa.arch_of(space, config)
         works = {"ofa": partial(_taken, other, config), "detofa": partial(own.extract, arch)}
         found = compare(works, rounds=rounds)
-        ratio = found.ratio("ofa", "detofa")
         rows.append(
-            Row(
-                work=f"extraction, {name}",
-                detofa=f"{1000 * found.median('detofa'):.1f} ms",
-                peer=f"{1000 * found.median('ofa'):.1f} ms (OFA)",
-                ratio=ratio,
-                target="4x",
-                met=ratio[1] >= 4,
+            Row.times(
+                f"extraction, {name}",
+                f"{1000 * found.median('detofa'):.1f} ms",
+                f"{1000 * found.median('ofa'):.1f} ms (OFA)",
+                found.ratio("ofa", "detofa"),
+                4,
             )
         )
     return rows
@@ -65,10 +62,10 @@ def recalibration(images: int, rounds: int) -> list[Row]:
     from ofa.imagenet_classification.elastic_nn.utils import set_running_statistics
 
     space = space_of(_SIDE)
-    arch = arch_of(space, networks(1)["random 0"])
+    config = networks(1)["random 0"]
+    arch = ofa.arch_of(space, config)
     own, other = ClassifierSupernet(space).eval(), ofa.supernet().eval()
-    other.set_active_subnet(**networks(1)["random 0"])
-    taken = other.get_active_subnet(preserve_weight=True)
+    taken = _taken(other, config)
     generator = torch.Generator().manual_seed(0)
     made = torch.randn(images, 3, _SIDE, _SIDE, generator=generator)
     batches = [(part, torch.zeros(len(part))) for part in torch.split(made, _BATCH)]
@@ -79,25 +76,23 @@ def recalibration(images: int, rounds: int) -> list[Row]:
         "detofa": lambda: recalibrate(network, laid_out, batch_size=_BATCH),
     }
     found = compare(works, rounds=rounds)
-    ratio = found.ratio("ofa", "detofa")
     parts = {str(times): laid_out[: images * times // 16] for times in (1, 4, 16)}
     grown = compare(
         {times: partial(recalibrate, network, part) for times, part in parts.items()}, rounds=3
     )
-    spent = [grown.median(times) for times in parts]
     return [
-        Row(
-            work=f"recalibration, {_SIDE} px",
-            detofa=f"{images / found.median('detofa'):.0f} images/s",
-            peer=f"{images / found.median('ofa'):.0f} images/s (OFA)",
-            ratio=ratio,
-            target="1.5x",
-            met=ratio[1] >= 1.5,
+        Row.times(
+            f"recalibration, {_SIDE} px",
+            f"{images / found.median('detofa'):.0f} images/s",
+            f"{images / found.median('ofa'):.0f} images/s (OFA)",
+            found.ratio("ofa", "detofa"),
+            1.5,
         ),
-        Row(
-            work=f"recalibration on {images // 16}, {images // 4} and {images} images",
-            detofa=", ".join(f"{1000 * second:.0f}" for second in spent)
-            + f" ms: exponent {exponent([1, 4, 16], spent):.2f}",
+        Row.grown(
+            f"recalibration on {images // 16}, {images // 4} and {images} images",
+            [1000 * grown.median(times) for times in parts],
+            "ms",
+            0,
         ),
     ]
 

@@ -36,24 +36,6 @@ def space_of(side: int) -> SearchSpace:
     return preset("ofa-mbv3", num_classes=1000, image_sizes=((side, side),))
 
 
-def arch_of(space: SearchSpace, config: ofa.Config) -> Arch:
-    """Return the same network as OFA's config."""
-    kernels: list[tuple[int, ...]] = [(3,)]
-    ratios: list[tuple[int, ...]] = [(1,)]
-    for stage, depth in enumerate(config["d"]):
-        kernels.append(tuple(config["ks"][4 * stage : 4 * stage + depth]))
-        ratios.append(tuple(config["e"][4 * stage : 4 * stage + depth]))
-    ends = space.smallest
-    return Arch(
-        image_size=ends.image_size,
-        kernel_sizes=tuple(kernels),
-        expand_ratios=tuple(ratios),
-        neck_width=ends.neck_width,
-        head_width=ends.head_width,
-        head_depth=ends.head_depth,
-    )
-
-
 def sgd(network: nn.Module) -> torch.optim.Optimizer:
     """Return OFA's optimiser."""
     return torch.optim.SGD(
@@ -120,7 +102,7 @@ def measure(side: int, batch: int, device: torch.device, rounds: int) -> list[Ro
     rng = random.Random(0)
     configs = [ofa.LARGEST, ofa.SMALLEST, ofa.draw(rng), ofa.draw(rng)]
     space = space_of(side)
-    archs = [arch_of(space, config) for config in configs]
+    archs = [ofa.arch_of(space, config) for config in configs]
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, side, side, generator=generator).to(device)
     labels = torch.randint(0, 1000, (batch,), generator=generator).to(device)
@@ -132,16 +114,14 @@ def measure(side: int, batch: int, device: torch.device, rounds: int) -> list[Ro
     found = compare(works, rounds=rounds, clock=clock)
     rows = []
     for name in formats:
-        ratio = found.ratio("ofa", name)
         aim = 2.0 if device.type == "cuda" else 1.0 if name == "contiguous" else 1.2
         rows.append(
-            Row(
-                work=f"training step, {side} px, batch {batch}, {name}",
-                detofa=f"{batch / found.median(name):.1f} images/s",
-                peer=f"{batch / found.median('ofa'):.1f} images/s (OFA)",
-                ratio=ratio,
-                target=f"{aim:g}x",
-                met=ratio[1] >= aim,
+            Row.times(
+                f"training step, {side} px, batch {batch}, {name}",
+                f"{batch / found.median(name):.1f} images/s",
+                f"{batch / found.median('ofa'):.1f} images/s (OFA)",
+                found.ratio("ofa", name),
+                aim,
             )
         )
     return rows

@@ -13,7 +13,7 @@ from detofa.supernet.depthwise import DepthwiseConv2d
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": partial(nn.ReLU, inplace=True),  # a third less memory in training
+    "relu": partial(nn.ReLU, inplace=True),  # its output needs no memory of its own
     "relu6": partial(nn.ReLU6, inplace=True),
     "hardswish": nn.Hardswish,
 }

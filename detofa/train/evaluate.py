@@ -134,9 +134,7 @@ def evaluate_detector(
     return evaluate_detections(dataset, found), found
 
 
-def _detect(
-    detector: Detector, dataset: DetectionDataset, batch_size: int = _BATCH_SIZE
-) -> list[Detections]:
+def _detect(detector: Detector, dataset: DetectionDataset, batch_size: int) -> list[Detections]:
     found: list[Detections] = []
     for start in range(0, len(dataset.images), batch_size):
         images = [read_image(record.path) for record in dataset.images[start : start + batch_size]]
@@ -194,7 +192,6 @@ def evaluate_paths(
     on_cpu = next(supernet.parameters()).device.type == "cpu"
     clock = time.process_time if on_cpu else time.perf_counter
     begin = clock()
-
     inputs = _Inputs(recalibration.preprocessing.fill)
 
     def evaluate(arch: Arch) -> PathFigures:

@@ -189,12 +189,15 @@ class RunFolder:
     def share_waited(self) -> float | None:
         """Return for what share of the time of its steps training waited for data.
 
-        None where no step says so: those of an earlier version do not.
+        None where no step says so: those of an earlier version do not, nor does the folder of
+        another machine than the one that writes.
         """
         steps = [record for record in self.read_metrics() if "waited" in record]
+        if not steps:
+            return None
         batch_size = self.load_config().batch_size
         total = sum(batch_size / record["images_per_s"] for record in steps)
-        return sum(record["waited"] for record in steps) / total if steps else None
+        return float(sum(record["waited"] for record in steps) / total)
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps after `step`, which a resumed run will write again."""

@@ -1,6 +1,7 @@
 """The benchmarks of speed hold like against like."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from benchmarks.speed import ofa
 from benchmarks.speed.record import Row, table
 from benchmarks.speed.search import SIDES, Compute, classifier_space, predictor, price, score_of
 from benchmarks.speed.timing import Compared, compare, exponent
-from benchmarks.speed.train_step import arch_of
 from detofa.arch import Arch
 from detofa.profiling.cost import AdditiveCost
 from detofa.space import SearchSpace
@@ -23,9 +23,8 @@ def drawn(space: SearchSpace, count: int) -> list[tuple[ofa.Config, Arch]]:
     pairs = []
     for index, config in enumerate(configs):
         size = space.image_sizes[index % len(SIDES)]
-        arch = arch_of(space, config)
-        fields = {name: getattr(arch, name) for name in Arch.__dataclass_fields__}
-        pairs.append((config, Arch(**fields | {"image_size": size})))
+        arch = replace(ofa.arch_of(space, config), image_size=size)
+        pairs.append((config, arch))
     return pairs
 
 

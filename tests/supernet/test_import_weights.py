@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.speed import ofa
 from detofa.arch import Arch
 from detofa.errors import UserError
 from detofa.imaging import LITE, letterbox, read_image
@@ -155,7 +156,7 @@ def test_ofa_stages_and_logits_equal_the_peer(reference: dict[str, Any]) -> None
     load_backbone(supernet, state)
     assert len(reference["results"]) >= 10
     for result in reference["results"]:
-        arch = arch_of_ofa(supernet, result["config"])
+        arch = ofa.arch_of(supernet.space, result["config"])
         classifier = classifier_of(supernet, arch, state)
         with torch.no_grad():
             stages = classifier.backbone(reference["x"])[1:]
@@ -189,23 +190,6 @@ def test_every_spelling_of_a_checkpoint_is_the_same_network(
     assert imported.space.name == reference["space"]
     classes = len(source["classifier.linear.bias"])
     assert imported.space.num_classes == classes
-
-
-def arch_of_ofa(supernet: Supernet, config: dict[str, list[int]]) -> Arch:
-    largest = supernet.space.largest
-    kernels: list[tuple[int, ...]] = [(3,)]
-    ratios: list[tuple[int, ...]] = [(1,)]
-    for stage, depth in enumerate(config["d"]):
-        kernels.append(tuple(config["ks"][4 * stage : 4 * stage + depth]))
-        ratios.append(tuple(config["e"][4 * stage : 4 * stage + depth]))
-    return Arch(
-        image_size=largest.image_size,
-        kernel_sizes=tuple(kernels),
-        expand_ratios=tuple(ratios),
-        neck_width=largest.neck_width,
-        head_width=largest.head_width,
-        head_depth=largest.head_depth,
-    )
 
 
 def test_weights_of_another_family_are_refused_by_name() -> None:
