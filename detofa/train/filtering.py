@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ import torch
 
 from detofa.errors import UserError
 from detofa.files import read_json, write_json
-from detofa.path_filter.bins import BudgetBins, Values
+from detofa.path_filter.bins import BudgetBins, Indices, Values
 from detofa.path_filter.drawing import Cost, draw_per_bin
 from detofa.path_filter.filter import PathFilter
 from detofa.path_filter.rank_quality import FEWEST_PER_BIN, RankQuality, assess_rankers
@@ -165,7 +166,7 @@ def fit_filter(
     """Fit a path filter on labels, and judge it.
 
     Of AP and loss that one is the label which, on one half of the images, ranks AP on the other
-    half best.
+    half best; but not AP while it is the same for many, as zero is early in a training.
 
     Args:
         space: The search space.
@@ -199,7 +200,8 @@ def _fit_on_one_thread(
         name: split_half_reliability(labels, halves["ap"], index, rng)
         for name, labels in halves.items()
     }
-    label = choose_label(reliability)
+    told = [name for name in reliability if _tells_apart(labels_of(figures, name), index)]
+    label = choose_label({name: reliability[name] for name in told or reliability})
     labels, noise = labels_of(figures, label), reliability[label].noise
     path_filter = PathFilter.fit(
         space, genes, labels, costs, budgets.bins, seed=seed, label=label, noise=noise
@@ -225,6 +227,15 @@ def _fit_on_one_thread(
         bins=budgets.bins,
     )
     return path_filter, report
+
+
+def _tells_apart(labels: Values, bins: Indices) -> bool:
+    """Return whether in some bin no half of the paths, (N,), share one value of a label.
+
+    Then every fold of a cross-validation has paths to compare.
+    """
+    of_bins = (labels[bins == number] for number in np.unique(bins))
+    return any(2 * max(Counter(own.tolist()).values()) < len(own) - 1 for own in of_bins)
 
 
 def labels_of(figures: Sequence[PathFigures], label: str) -> Values:
