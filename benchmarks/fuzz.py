@@ -1,6 +1,6 @@
 """Every reader of the package against many changed files: each has to answer, or to say why not.
 
-    python -m benchmarks.fuzz --cases 100000
+    python -m benchmarks.fuzz --cases 100000 --jobs 16
     python -m benchmarks.fuzz --reader "image tar" --seconds 60
     python -m benchmarks.fuzz --guided --seconds 60
 
@@ -19,7 +19,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from tests.fuzz.reader import Files, Reader
 
 _BATCH, _BATCH_BYTES = 1000, 50 << 20
+_PART = 12_500  # cases of one process
+_COLUMNS = ("cases", "refused", "accepted", "seconds", "peak_mb")
 _KEPT = 40  # failures of a reader that are saved
 _GROWTH_BYTES = 3 << 30  # what a reader may allocate beside what the interpreter has
 
@@ -106,18 +110,20 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def run_strategies(tally: Tally, reader: "Reader", cases: int, seconds: float) -> None:
-    """Give a reader what its strategies draw, in batches of their own seeds."""
+def run_strategies(
+    tally: Tally, reader: "Reader", cases: int, seconds: float, first: int = 0
+) -> None:
+    """Give a reader what its strategies draw, in batches of their own seeds from `first` on."""
     from hypothesis import HealthCheck, Phase, given, seed, settings
 
     size = min(
         _BATCH, max(20, _BATCH_BYTES // sum(map(len, reader.files.values())))
     )  # Hypothesis keeps what it drew
-    for batch in range(0, cases, size):
+    for batch in range(first, first + cases, size):
 
         @seed(batch)
         @settings(
-            max_examples=min(size, cases - batch),
+            max_examples=min(size, first + cases - batch),
             database=None,
             deadline=None,
             phases=[Phase.generate],
@@ -172,28 +178,27 @@ def run_one(options: argparse.Namespace) -> None:
     reader = READERS[options.one](made)
     reader.answer(inside, {})  # loads what it needs
     limit_memory()
-    tally = Tally(reader, inside, Path(options.output) / options.one.replace(" ", "-"))
+    tally = Tally(reader, inside, Path(options.output))
     if options.guided:
         run_guided(tally, reader, work, (options.cases, options.seconds))
     else:
-        run_strategies(tally, reader, options.cases, options.seconds)
+        run_strategies(tally, reader, options.cases, options.seconds, options.first)
     (work / "report.json").write_text(json.dumps(tally.report()))
 
 
-def row_of(name: str, options: argparse.Namespace) -> Mapping[str, Any]:
-    """Try one reader in a process of its own; return its row."""
+def row_of(name: str, first: int, cases: int, options: argparse.Namespace) -> Mapping[str, Any]:
+    """Try one reader on some cases in a process of its own; return its row."""
     memory = Path("/dev/shm")  # a disk would take most of the time
     place = memory if memory.is_dir() else None
+    output = Path(options.output) / name.replace(" ", "-") / str(first)
     with tempfile.TemporaryDirectory(prefix="detofa-fuzz-", dir=place) as work:
         command = [sys.executable, "-m", "benchmarks.fuzz", "--one", name, "--work", work]
-        command += ["--cases", str(options.cases), "--seconds", str(options.seconds)]
-        command += ["--output", options.output, *(["--guided"] if options.guided else [])]
+        command += ["--first", str(first), "--cases", str(cases)]
+        command += ["--seconds", str(options.seconds), "--output", str(output)]
+        command += ["--guided"] if options.guided else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         report = Path(work, "report.json")
-        row: dict[str, Any] = dict.fromkeys(
-            ("cases", "refused", "accepted", "seconds", "peak_mb"), 0
-        )
-        row |= {"failures": {}}
+        row: dict[str, Any] = dict.fromkeys(_COLUMNS, 0) | {"failures": {}}
         if report.is_file():
             row |= json.loads(report.read_text())
         if done.returncode:
@@ -203,20 +208,32 @@ def row_of(name: str, options: argparse.Namespace) -> Mapping[str, Any]:
                 for path in inside.rglob("*")
                 if path.is_file()
             }
-            save(Path(options.output) / name.replace(" ", "-") / "crash", files, done.stderr)
+            save(output / "crash", files, done.stderr)
             row["failures"][f"exit {done.returncode}"] = 1
     return row
+
+
+def merged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the row of all parts of a reader: what they did in sum, and the most memory of one."""
+    row: dict[str, Any] = {name: sum(part[name] for part in rows) for name in _COLUMNS}
+    row["peak_mb"] = max(part["peak_mb"] for part in rows)
+    failures: Counter[str] = Counter()
+    for part in rows:
+        failures.update(part["failures"])
+    return row | {"failures": failures}
 
 
 def main() -> None:
     """Try the readers, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=100_000, help="of each reader")
-    parser.add_argument("--seconds", type=float, default=float(10**6), help="of each, at most")
+    parser.add_argument("--seconds", type=float, default=float(10**6), help="of each process")
     parser.add_argument("--reader", action="append", help="one of them; all if not given")
     parser.add_argument("--guided", action="store_true", help="bytes made by atheris")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--output", default="runs/fuzz", help="of failing inputs")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -228,16 +245,25 @@ def main() -> None:
     if unknown:
         sys.exit(f"no readers {sorted(unknown)}; there are {', '.join(READERS)}")
     print(f"{'reader':16} {'cases':>8} {'refused':>8} {'accepted':>8} {'s':>7} {'MB':>6}  failures")
+    size = options.cases if options.guided else _PART
     failed = False
-    for name in options.reader or READERS:
-        row = row_of(name, options)
-        failures = ", ".join(f"{place} x{n}" for place, n in row["failures"].items())
-        failed = failed or bool(failures)
-        print(
-            f"{name:16} {row['cases']:8} {row['refused']:8} {row['accepted']:8} "
-            f"{row['seconds']:7} {row['peak_mb']:6}  {failures or 'none'}",
-            flush=True,
-        )
+    with ThreadPoolExecutor(options.jobs) as pool:
+        parts = {
+            name: [
+                pool.submit(row_of, name, first, min(size, options.cases - first), options)
+                for first in range(0, options.cases, size)
+            ]
+            for name in options.reader or READERS
+        }
+        for name, waiting in parts.items():
+            row = merged([part.result() for part in waiting])
+            failures = ", ".join(f"{place} x{n}" for place, n in row["failures"].items())
+            failed = failed or bool(failures)
+            print(
+                f"{name:16} {row['cases']:8} {row['refused']:8} {row['accepted']:8} "
+                f"{row['seconds']:7.1f} {row['peak_mb']:6}  {failures or 'none'}",
+                flush=True,
+            )
     sys.exit(int(failed))
 
 
