@@ -124,6 +124,9 @@ def onnx_model(
         UserError: onnx or onnxscript is not installed, or the module cannot be exported.
     """
     copied = copy.deepcopy(module).cpu().eval()
+    for layer in copied.modules():  # in-place operations are taken apart one by one in tracing
+        if getattr(layer, "inplace", False):
+            layer.inplace = False  # type: ignore[assignment]
     batch = torch.export.Dim("batch")
     shapes = tuple({0: batch} for _ in example_inputs) if dynamic_batch else None
     with _quiet(), _no_collection():
