@@ -22,6 +22,7 @@ Item = TypeVar("Item")
 _ITEMS_AT_ONCE = 4  # of each rank: what a crash loses
 _LONGEST_START = timedelta(minutes=10)  # until all processes are there
 _LONGEST_WAIT = timedelta(hours=12)  # for what the first rank does alone; torchrun ends the dead
+_GLOO = "/gloo/transport/"  # the source of what gloo says of a connection, however it ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +179,7 @@ def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
             yield ranks, device
     except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and "by peer" not in str(error):
+        if not isinstance(error, distributed.DistError) and _GLOO not in str(error):
             raise
         raise UserError(
             f"process {rank} of {count} stops, since another one has died (torchrun says which, "
