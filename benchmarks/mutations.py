@@ -467,6 +467,13 @@ DATA = _of(
         "a rank leaves out what it lacks",
     ),
     (
+        "test_a_rank_that_waits_long_for_another_says_so_once_and_waits_on",
+        "train/ranks.py",
+        "        timer.start()\n",
+        "",
+        "nobody looks how long it takes",
+    ),
+    (
         "test_a_run_that_is_stopped_and_resumed_equals_a_straight_one",
         "train/checkpoint.py",
         '        averaged.load_state_dict(_under(tensors, "averaged/"))\n',
