@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from detofa.cli.runs import list_runs
 from detofa.errors import UserError
-from detofa.train.run import RunFolder
+from detofa.train.run import RUNS, RunFolder
+from tests.samples import config_of
 
 _BEGIN = '{"schema": 1, "kind": "metrics"}\n'
 
@@ -65,3 +67,16 @@ def test_metrics_of_another_schema_are_refused_and_left_as_they_are(
         with pytest.raises(UserError, match=r"metrics\.jsonl has schema .*, this version reads 1"):
             read()
     assert run.metrics.read_text() == content
+
+
+def test_a_run_with_metrics_of_another_schema_is_listed_as_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(path=RUNS / "later")
+    config_of(tmp_path).save(run.config)
+    list_runs()
+    assert "resumable" in capsys.readouterr().out
+    run.metrics.write_text('{"schema": 2, "kind": "metrics"}\n')
+    list_runs()
+    assert "broken" in capsys.readouterr().out
