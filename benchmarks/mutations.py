@@ -197,6 +197,20 @@ PROFILING = _of(
         "a fall-back is let through",
     ),
     (
+        "test_nodes_left_to_the_processor_are_counted_and_much_of_them_is_no_latency",
+        "runtime/runtimes.py",
+        "        check_placement(events, self.provider)\n",
+        "",
+        "nodes are not looked at",
+    ),
+    (
+        "test_nodes_left_to_the_processor_are_counted_and_much_of_them_is_no_latency",
+        "runtime/runtimes.py",
+        "MOST_ELSEWHERE = 0.01\n",
+        "MOST_ELSEWHERE = 0.0\n",
+        "what computes shapes is a fault",
+    ),
+    (
         "test_an_engine_of_another_gpu_is_refused_unread_with_what_rebuilds_it",
         "runtime/tensorrt/session.py",
         "    record.check_fits(cuda.gpu(), version)\n",
@@ -465,6 +479,13 @@ DATA = _of(
         "torch.zeros_like(parameter) if gradient is None else gradient\n",
         "torch.zeros(0) if gradient is None else gradient\n",
         "a rank leaves out what it lacks",
+    ),
+    (
+        "test_a_rank_that_waits_long_for_another_says_so_once_and_waits_on",
+        "train/ranks.py",
+        "        timer.start()\n",
+        "",
+        "nobody looks how long it takes",
     ),
     (
         "test_a_run_that_is_stopped_and_resumed_equals_a_straight_one",

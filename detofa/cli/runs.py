@@ -42,10 +42,10 @@ def _changed(run: "RunFolder") -> float:
 
 def _row(run: "RunFolder") -> list[str]:
     try:
-        config, step = run.load_config(), run.saved_step()
+        config, step, metrics = run.load_config(), run.saved_step(), run.read_metrics()
     except UserError as error:
         return [run.path.name, "-", "-", "-", f"broken: {error}", "-", "-", "-"]
-    evaluated = [record["ap"] for record in run.read_metrics() if "ap" in record]
+    evaluated = [record["ap"] for record in metrics if "ap" in record]
     ap = evaluated[-1] if evaluated else {}
     return [
         run.path.name,

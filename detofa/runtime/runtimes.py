@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,11 @@ KEPT_ON_CPU = 256 * 2**20
 """Bytes of models that may stay open on a processor, where they take three times as much."""
 KEPT_ON_GPU = 8 * 2**30
 """Bytes of models that may stay open on a GPU: all, since opening one there takes seconds."""
+MOST_ELSEWHERE = 0.01
+"""Share of the bytes that nodes take and give which may be those of nodes on another provider.
+
+ONNX Runtime itself keeps on the processor what computes shapes: many nodes maybe, few numbers.
+"""
 FLUSHED_BYTES = 256 * 2**20
 """Written on a GPU between runs: more than any GPU's cache holds."""
 
@@ -130,11 +136,10 @@ class OnnxRuntimeCpu:
             session = open_onnx(model, threads=self.threads, provider=CPU, profile_prefix=prefix)
             call = partial(session.run, _wanted(session), _noises(session, self.batch))
             sampled(call, LOOKS, self.clock)
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+            events = node_events(session)
         took: dict[str, list[float]] = {}
         for event in events:
-            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                took.setdefault(event["name"], []).append(event["dur"] / 1000)
+            took.setdefault(event["name"], []).append(event["dur"] / 1000)
         return usual_ms(took)
 
 
@@ -166,23 +171,70 @@ class OnnxRuntimeCuda:
         }
 
     def open(self, model: bytes) -> Timed:
-        """Open a model; see `Runtime.open`."""
-        session = open_onnx(model, provider=self.provider, device_index=self.index)
-        binding = session.io_binding()
-        for name, image in _noises(session, self.batch).items():
-            binding.bind_cpu_input(name, image)  # copied to the GPU once, here
-        for output in session.get_outputs():
-            binding.bind_output(output.name, self.device_type, self.index)
+        """Open a model and run it once, to see that this provider runs it; see `Runtime.open`."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = open_onnx(
+                model,
+                provider=self.provider,
+                device_index=self.index,
+                profile_prefix=Path(folder) / "profile",
+            )
+            binding = session.io_binding()
+            for name, image in _noises(session, self.batch).items():
+                binding.bind_cpu_input(name, image)  # copied to the GPU once, here
+            for output in session.get_outputs():
+                binding.bind_output(output.name, self.device_type, self.index)
 
-        def call() -> None:
-            session.run_with_iobinding(binding)
-            binding.synchronize_outputs()
+            def call() -> None:
+                session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
 
+            sampled(call, 1, self.clock)
+            events = node_events(session)  # what runs from here on is not profiled
+        check_placement(events, self.provider)
         return lambda runs: sampled(call, runs, self.clock)
 
     def operator_ms(self, model: bytes) -> dict[str, float]:
         """Return nothing: its profile has when the GPU was asked, not how long it took."""
         return {}
+
+
+def node_events(session: Any) -> list[dict[str, Any]]:
+    """End the profile of an `onnxruntime.InferenceSession`; return each run of each node."""
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return [
+        event
+        for event in events
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+    ]
+
+
+def check_placement(events: Sequence[Mapping[str, Any]], provider: str) -> None:
+    """Check that the provider asked for ran a model, but for what handles hardly any data.
+
+    Args:
+        events: See `node_events`.
+        provider: ONNX Runtime's name of it.
+
+    Raises:
+        UserError: nodes on other providers take and give more than `MOST_ELSEWHERE` of the bytes.
+    """
+    bytes_on, elsewhere = Counter[str](), Counter[str]()
+    for event in events:
+        about = event["args"]
+        bytes_on[about["provider"]] += int(about["activation_size"]) + int(about["output_size"])
+        if about["provider"] != provider:
+            elsewhere[about["op_name"]] += 1
+    share = 1 - bytes_on[provider] / max(bytes_on.total(), 1)
+    if elsewhere and share > MOST_ELSEWHERE:
+        others = ", ".join(sorted(set(bytes_on) - {provider}))
+        kinds = ", ".join(f"{count} {kind}" for kind, count in elsewhere.most_common(5))
+        raise UserError(
+            f"{provider} left {elsewhere.total()} of {len(events)} nodes of the model, with "
+            f"{share:.1%} of the data, to {others} ({kinds}): its time would not be that of the "
+            f"device. Up to {MOST_ELSEWHERE:.0%} is let through. Install a newer onnxruntime, "
+            "whose provider may know these operators, or measure in another runtime"
+        )
 
 
 def usual_ms(took: Mapping[str, Sequence[float]]) -> dict[str, float]:

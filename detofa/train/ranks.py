@@ -5,6 +5,8 @@ Every rank takes the same decisions from the same seeds; the first one alone wri
 
 import contextlib
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +24,8 @@ Item = TypeVar("Item")
 _ITEMS_AT_ONCE = 4  # of each rank: what a crash loses
 _LONGEST_START = timedelta(minutes=10)  # until all processes are there
 _LONGEST_WAIT = timedelta(hours=12)  # for what the first rank does alone; torchrun ends the dead
+_GLOO = "/gloo/transport/"  # the source of what gloo says of a connection, however it ended
+_UNTIL_TOLD = timedelta(minutes=1)  # of waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,8 @@ class Ranks:
                 outcome[0] = work()
             except UserError as error:
                 outcome[1] = str(error)
-        distributed.broadcast_object_list(outcome, src=0)
+        with self._waiting("what process 0 does alone"):
+            distributed.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
             raise UserError(outcome[1])
         value: Value = outcome[0]
@@ -66,7 +71,8 @@ class Ranks:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        distributed.all_gather_object(values, value)
+        with self._waiting("what each of the others has found"):
+            distributed.all_gather_object(values, value)
         return values
 
     def spread(
@@ -91,10 +97,11 @@ class Ranks:
         """
         if self.count == 1:
             return [lambda value: value] * count
-        groups = [
-            distributed.new_group(backend="gloo", timeout=_LONGEST_WAIT) for _ in range(count)
-        ]
-        return [partial(_mean_in, group, self.count) for group in groups]
+        with self._waiting("the others to begin"):
+            groups = [
+                distributed.new_group(backend="gloo", timeout=_LONGEST_WAIT) for _ in range(count)
+            ]
+        return [partial(self._mean_in, group) for group in groups]
 
     @torch.no_grad()
     def mean(
@@ -114,22 +121,43 @@ class Ranks:
         ]
         scalars = torch.cat([torch.tensor([loss], device=device), is_there.float()])
         flat = torch.cat([scalars, *(gradient.flatten() for gradient in whole)])
-        distributed.all_reduce(flat)
-        flat /= self.count
+        with self._waiting("the gradients of the others"):
+            distributed.all_reduce(flat)
+            flat /= self.count
+            anywhere = (flat[1 : len(scalars)] > 0).tolist()  # a GPU's sum is waited for here
         pieces = torch.split(flat, [len(scalars), *(gradient.numel() for gradient in whole)])
         for gradient, piece in zip(whole, pieces[1:], strict=True):
             gradient.copy_(piece.view(gradient.shape))  # which keeps its strides
-        anywhere = (pieces[0][1:] > 0).tolist()
         return float(pieces[0][0]), [
             gradient if there else None for gradient, there in zip(whole, anywhere, strict=True)
         ]
 
+    @torch.no_grad()
+    def _mean_in(self, group: Any, value: Tensor) -> Tensor:
+        total = value.detach().to("cpu", copy=True)
+        with self._waiting("a path's loss of the others"):
+            distributed.all_reduce(total, group=group)
+        return (total / self.count).to(value.device)
 
-@torch.no_grad()
-def _mean_in(group: Any, count: int, value: Tensor) -> Tensor:
-    total = value.detach().to("cpu", copy=True)
-    distributed.all_reduce(total, group=group)
-    return (total / count).to(value.device)
+    @contextlib.contextmanager
+    def _waiting(self, what: str) -> Iterator[None]:
+        """Say on stderr, once, if what is done inside waits long for the other ranks."""
+        timer = threading.Timer(_UNTIL_TOLD.total_seconds(), self._tell_wait, [what])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _tell_wait(self, what: str) -> None:
+        print(
+            f"process {self.index} of {self.count} has waited {_UNTIL_TOLD.total_seconds():g} s "
+            f"for {what}, and waits on. That is no fault while the others work; if one is gone or "
+            "stands still, stop all: the same command resumes the run",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 ALONE = Ranks()
@@ -178,7 +206,7 @@ def join_ranks(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
             yield ranks, device
     except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and "by peer" not in str(error):
+        if not isinstance(error, distributed.DistError) and _GLOO not in str(error):
             raise
         raise UserError(
             f"process {rank} of {count} stops, since another one has died (torchrun says which, "

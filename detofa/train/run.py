@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from detofa.errors import UserError
-from detofa.files import parse_json, write_json, write_text
+from detofa.files import SCHEMA, check_schema, parse_json, write_json, write_text
 from detofa.train.config import TrainConfig, read_recipe
 from detofa.train.supernet_record import TRAIN, earlier_state, read_header
 
 RUNS = Path("runs")
+_METRICS_BEGIN = json.dumps({"schema": SCHEMA, "kind": "metrics"}) + "\n"
 _PACKAGES = ("detofa", "numpy", "torch", "torchvision", "onnxruntime", "faster-coco-eval")
 
 
@@ -40,7 +41,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """Return the path of the log: one JSON object a line."""
+        """Return the path of the log: one JSON object a line, the first of which has its schema."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -167,7 +168,8 @@ class RunFolder:
         """
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, allow_nan=False) + "\n")
+                begin = "" if file.tell() else _METRICS_BEGIN
+                file.write(begin + json.dumps(record, allow_nan=False) + "\n")
         except OSError as error:
             raise UserError(
                 f"cannot write {self.metrics}: {error.strerror or error}; free some space or make "
@@ -175,15 +177,25 @@ class RunFolder:
             ) from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of the metrics; one that a crash cut short or damaged is left out."""
+        """Return the lines of the metrics; one that a crash cut short or damaged is left out.
+
+        Those of earlier versions have no schema, and are read too.
+
+        Raises:
+            UserError: they are of an unknown schema.
+        """
         if not self.metrics.is_file():
             return []
         records = []
         for line in self.metrics.read_bytes().splitlines():
-            with contextlib.suppress(ValueError):
+            try:
                 record = parse_json(line)
-                if isinstance(record, dict) and type(record.get("step")) is int:
-                    records.append(record)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and "schema" in record:
+                check_schema(record, str(self.metrics), remake=TRAIN)
+            elif isinstance(record, dict) and type(record.get("step")) is int:
+                records.append(record)
         return records
 
     def share_waited(self) -> float | None:
@@ -200,9 +212,14 @@ class RunFolder:
         return float(sum(record["waited"] for record in steps) / total)
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps after `step`, which a resumed run will write again."""
+        """Drop metrics of steps after `step`, which a resumed run will write again.
+
+        Raises:
+            UserError: see `read_metrics`; or the folder cannot be written.
+        """
         kept = [record for record in self.read_metrics() if record["step"] <= step]
-        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        lines = [json.dumps(record) + "\n" for record in kept]
+        write_text(self.metrics, _METRICS_BEGIN + "".join(lines))
 
 
 def newest_run(runs: Path = RUNS) -> RunFolder:

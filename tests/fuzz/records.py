@@ -265,7 +265,9 @@ def _toml(text: bytes) -> bytes:
 
 def metrics(folder: Path) -> Reader:
     """Return the reader of a run's metrics."""
+    begin = json.dumps({"schema": 1, "kind": "metrics"})
     line = json.dumps({"step": 3, "loss": 0.5, "paths": {"largest": {"ap": 0.1}}})
+    valid = f"{begin}\n{line}\n{line}\n"
 
     def read(folder: Path) -> None:
         run = RunFolder(path=folder)
@@ -273,10 +275,10 @@ def metrics(folder: Path) -> Reader:
         run.forget_after(2)
         run.read_metrics()
 
-    lines = st.lists(json_files(line), max_size=3).map(b"\n".join)
+    lines = st.lists(json_files(begin) | json_files(line), max_size=3).map(b"\n".join)
     return Reader(
-        files={"metrics.jsonl": f"{line}\n{line}\n".encode()},
-        changed=files(metrics__jsonl=lines | changed_lines(f"{line}\n{line}\n")),
+        files={"metrics.jsonl": valid.encode()},
+        changed=files(metrics__jsonl=lines | changed_lines(valid)),
         read=read,
         target="metrics.jsonl",
     )

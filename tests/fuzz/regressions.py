@@ -53,6 +53,7 @@ _CHANGES: tuple[tuple[str, str, Change], ...] = (
     ("metrics", "metrics.jsonl", b'\xff\n{"step": 1}\n'),
     ("metrics", "metrics.jsonl", f"{_DEEP}\n".encode()),
     ("metrics", "metrics.jsonl", b'{"step": ' + b"9" * 5000 + b"}\n"),
+    ("metrics", "metrics.jsonl", _instead('"schema": 1', f'"schema": {"[" * 50}{"]" * 50}')),
     ("coco", "detofa_splits.json", _instead('["a.png"]', '[["a.png"]]')),
     ("coco", "annotations.json", _instead('"a.png"', f'"{"x" * 300}"')),
     ("voc", "Annotations/a.xml", b'<?xml version="1.0" encoding="no-such"?><a/>'),

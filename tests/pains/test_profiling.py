@@ -17,6 +17,7 @@ from detofa.profiling import conditions
 from detofa.profiling.again import difference_here
 from detofa.profiling.device import Device, find_device, this_cpu
 from detofa.profiling.table import find_table, load_table
+from detofa.runtime import runtimes
 from detofa.runtime.measuring import Schedule, measure_models
 from detofa.runtime.runtimes import OnnxRuntimeCuda
 from detofa.runtime.session import CPU, CUDA, open_onnx
@@ -285,6 +286,32 @@ def test_a_fall_back_to_the_processor_is_an_error_and_no_latency(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime(used=CPU))
     with pytest.raises(UserError, match=rf"ONNX Runtime fell back to {CPU}"):
         OnnxRuntimeCuda().open(b"model")
+
+
+def test_nodes_left_to_the_processor_are_counted_and_much_of_them_is_no_latency(monkeypatch):
+    """Entry 14: ONNX Runtime goes to the processor, and that is what is timed."""
+    monkeypatch.setattr(OnnxRuntimeCuda, "device_type", "cpu")
+    monkeypatch.setattr(
+        runtimes,
+        "open_onnx",
+        lambda model, *, profile_prefix, **_: open_onnx(model, profile_prefix=profile_prefix),
+    )
+    model = detector_onnx(SPACE.blocks(SPACE.smallest), top_k=30, rng=np.random.default_rng(0))
+    with pytest.raises(
+        UserError,
+        match=rf"{CUDA} left (\d+) of \1 nodes of the model, with 100.0% of the data, to {CPU}",
+    ):
+        OnnxRuntimeCuda().open(model)
+
+    def node(kind, provider, num_bytes):
+        about = {"op_name": kind, "provider": provider, "activation_size": str(num_bytes)}
+        return {"args": about | {"output_size": "24"}}
+
+    on_gpu = [node("Conv", CUDA, 100_000)] * 20
+    shapes = [node("Shape", CPU, 8), node("Gather", CPU, 32), node("Concat", CPU, 48)]
+    runtimes.check_placement([*on_gpu, *shapes], CUDA)  # where ONNX Runtime wants them
+    with pytest.raises(UserError, match=r"left 4 of 24 nodes.* 4\.8% of the data.*\(2 Gather, 1"):
+        runtimes.check_placement([*on_gpu, *shapes, node("Gather", CPU, 100_000)], CUDA)
 
 
 def test_an_engine_of_another_gpu_is_refused_unread_with_what_rebuilds_it(
