@@ -181,10 +181,10 @@ def search(plan: Plan) -> dict[str, Record]:
 def budgets_ms(table: LatencyTable, count: int, seed: int) -> list[float]:
     """Return budgets in equal ratios, from the fastest to the slowest detector of a table."""
     rng = np.random.default_rng(seed)
-    high = reachable_range(
+    reach = reachable_range(
         table.space, lambda genes: table.predict_interval(genes)[1], rng, unit="ms"
     )
-    limits = np.geomspace(_SPARE * high.low, _SPARE * high.high, count)
+    limits = np.geomspace(_SPARE * reach.low, _SPARE * reach.high, count)
     return [round(float(limit), 2) for limit in limits]
 
 
@@ -328,6 +328,16 @@ def table(detectors: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
+def other_costs(result: Record) -> str:
+    """Return what detofa's detectors cost beside the training, as sentences."""
+    lines = [f"Latency table: {result['profile']['cpu_seconds']:.0f} CPU s."]
+    for run in INITS:
+        found = [one["search"] for one in result["detectors"] if one["name"].startswith(run)]
+        spent = sum(one["cpu_seconds"] for one in found)
+        lines.append(f"{len(found)} searches of {run}: {spent:.0f} CPU s.")
+    return "\n".join(lines)
+
+
 def plot(result: Record, output: Path) -> None:
     """Draw AP and AP50 against latency, each family as a line with its own marks."""
     from matplotlib.figure import Figure
@@ -395,7 +405,7 @@ def make(plan: Plan, only: str | None) -> None:
         write_text(plan.work / "result.json", json.dumps(result, indent=1) + "\n")
         plot(result, plan.work / "result.png")
         print(f"\n{result['machine']['name']}, {result['date']}, seed {plan.seed}\n")
-        print(table(result["detectors"]))
+        print(table(result["detectors"]), other_costs(result), sep="\n\n")
 
 
 if __name__ == "__main__":
