@@ -73,6 +73,7 @@ class Plan:
         ssdlite_epochs: Epochs of SSDLite.
         steps: Steps of detofa's supernets.
         budgets: Latency budgets, from the fastest to the slowest detector of detofa.
+        labels: Paths evaluated before the first search of a supernet.
         profile_seconds: Time for detofa's latency table.
         passes: Visits to each file when all are timed.
     """
@@ -85,7 +86,8 @@ class Plan:
     ssdlite_epochs: int = 25
     steps: int = 900
     budgets: int = 5
-    profile_seconds: float = 90
+    labels: int = 24
+    profile_seconds: int = 90
     passes: int = 40
 
     @property
@@ -195,12 +197,13 @@ def _chosen(plan: Plan, run: str, name: str, limit_ms: float) -> Record:
     def make() -> Record:
         output.parent.mkdir(parents=True, exist_ok=True)
         command = ["search", "--run", run, "--latency", f"{limit_ms}ms", "--output", str(subnet)]
-        cost = _run_detofa(plan, *command)
+        cost = _run_detofa(plan, *command, "--labels", str(plan.labels))
         _run_detofa(plan, "export", str(subnet), "--output", str(output))
         chosen = json.loads(subnet.read_text())
         return cost | {"arch": chosen["arch"], "figures": chosen["figures"]}
 
-    return plan.kept(f"search-{name}", {"budget_ms": limit_ms, "steps": plan.steps}, make)
+    settings = {"budget_ms": limit_ms, "steps": plan.steps, "labels": plan.labels}
+    return plan.kept(f"search-{name}", settings, make)
 
 
 def names(plan: Plan) -> list[str]:
@@ -369,12 +372,10 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="BCCD")
     parser.add_argument("--work", type=Path, required=True, help="folder of all that is made")
-    for name in ("seed", "threads", "yolo_epochs", "ssdlite_epochs", "steps", "budgets", "passes"):
+    counts = {name: value for name, value in defaults.items() if isinstance(value, int)}
+    for name, value in counts.items():
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(
-            flag, type=int, default=defaults[name], help=f"default {defaults[name]}"
-        )
-    parser.add_argument("--profile-seconds", type=float, default=defaults["profile_seconds"])
+        parser.add_argument(flag, type=int, default=value, help=f"default {value}")
     parser.add_argument("--only", choices=STAGES, help="make this stage, and what it needs")
     options = vars(parser.parse_args())
     only = options.pop("only")
