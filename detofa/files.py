@@ -321,3 +321,15 @@ def zipped(entries: Mapping[str, bytes]) -> bytes:
         for name, content in entries.items():
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED)
     return data.getvalue()
+
+
+def files_in(folder: Path) -> Iterator[Path]:
+    """Yield the files anywhere in a folder, through links to folders as well, each folder once."""
+    seen = set()
+    for inside, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(inside)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(inside, name) for name in names)

@@ -21,6 +21,7 @@ from detofa.files import (
     SCHEMA,
     atomic_path,
     check_companion,
+    files_in,
     parse_json,
     read_json,
     sha256_file,
@@ -312,3 +313,17 @@ def test_json_nested_as_deep_as_is_allowed_is_read():
 def test_a_companion_with_a_name_that_no_file_has_is_a_plain_error(tmp_path, name):
     with pytest.raises(UserError, match="does not exist"):
         check_companion(tmp_path / "a.json", tmp_path / name, "0" * 64, remake="`detofa search`")
+
+
+def test_files_behind_links_to_folders_are_found_once_and_a_circle_ends(tmp_path):
+    pictures, folder = tmp_path / "pictures", tmp_path / "folder"
+    (pictures / "deep").mkdir(parents=True)
+    folder.mkdir()
+    for name in ("a.jpg", "deep/b.jpg"):
+        (pictures / name).touch()
+    (folder / "c.jpg").touch()
+    (folder / "linked").symlink_to(pictures)
+    (pictures / "deep" / "back").symlink_to(folder)
+    found = sorted(path.relative_to(folder).as_posix() for path in files_in(folder))
+    assert found == ["c.jpg", "linked/a.jpg", "linked/deep/b.jpg"]
+    assert list(files_in(tmp_path / "missing")) == []

@@ -18,7 +18,7 @@ from detofa.data.records import (
     subfolders,
 )
 from detofa.errors import UserError
-from detofa.files import parse_json
+from detofa.files import files_in, parse_json
 
 _OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info", "detofa")
 _SNIFF_LIMIT_BYTES = 64 << 20
@@ -252,6 +252,6 @@ class _ImageFinder:
     def _anywhere(self) -> dict[str, list[Path]]:
         if self._by_name is None:
             self._by_name = {}
-            for path in sorted(self._root.rglob("*")):
+            for path in sorted(files_in(self._root)):
                 self._by_name.setdefault(path.name, []).append(path)
         return self._by_name

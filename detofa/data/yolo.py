@@ -21,6 +21,7 @@ from detofa.data.records import (
     subfolders,
 )
 from detofa.errors import UserError
+from detofa.files import files_in
 
 _MOST_YAML_BYTES = 1 << 17  # the names of a thousand classes take some 20 KB
 _NOT_NORMALISED = 2.0  # a fraction of the image may pass 1 by a little, pixels pass this
@@ -116,7 +117,7 @@ def _settings_file(root: Path) -> Path | None:
 
 def _has_labels(root: Path) -> bool:
     label_folders = [root / "labels", *(folder / "labels" for folder in subfolders(root))]
-    return any(folder.is_dir() and any(folder.rglob("*.txt")) for folder in label_folders)
+    return any(path.suffix == ".txt" for folder in label_folders for path in files_in(folder))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

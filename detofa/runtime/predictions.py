@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from detofa.errors import UserError
-from detofa.files import write_bytes, write_json
+from detofa.files import files_in, write_bytes, write_json
 from detofa.imaging import IMAGE_SUFFIXES, read_image
 from detofa.runtime.detections import Detections
 from detofa.runtime.detector import Detector
@@ -24,7 +24,7 @@ def image_files(given: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in given:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(p for p in files_in(path) if p.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
                 raise UserError(
                     f"the folder {path} has no images; those read are {', '.join(IMAGE_SUFFIXES)}"
