@@ -71,7 +71,7 @@ class Ranking:
 
         def score(genes: Genes) -> Values:
             outside = np.zeros(len(genes), bool) if pruned is None else ~pruned.contains(genes)
-            if pruned is None or path_filter is None or math.isinf(budget.limit):
+            if pruned is None or path_filter is None or not self.ranks_by_filter(budget):
                 scores = predictor.predict(self.encode(genes))
             else:
                 costs = pruned.cost(genes)
@@ -82,6 +82,10 @@ class Ranking:
             return scores - _OUTSIDE * outside
 
         return score
+
+    def ranks_by_filter(self, budget: Budget) -> bool:
+        """Return whether `score` goes by the path filter, and not by the predictor of AP."""
+        return self.path_filter(budget) is not None and not math.isinf(budget.limit)
 
     @property
     def kind(self) -> Kind | None:
