@@ -7,6 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detofa.report.summary import (
+    Check,
+    DetectorRow,
+    Summary,
+    markdown_table,
+    summary_html,
+    trade_off_svg,
+)
 
 from detofa import recipes
 from detofa.data.dataset import ImageRecord
@@ -17,14 +25,6 @@ from detofa.errors import UserError
 from detofa.export.verify import ParityCase, ParityReport
 from detofa.profiling.table import find_table
 from detofa.report.pictures import comparison_sheet
-from detofa.report.summary import (
-    Check,
-    DetectorRow,
-    Summary,
-    markdown_table,
-    summary_html,
-    trade_off_svg,
-)
 from detofa.runtime.detections import Detections
 from detofa.runtime.gates import Tolerance
 from detofa.subnet import Subnet
