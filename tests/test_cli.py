@@ -504,7 +504,6 @@ def test_the_path_filter_is_compared_and_shown(run, place):
         "path_filter.json",
         "path_filter.safetensors",
         "report.json",
-        "kept.svg",
     }
     again = run("filter", "--bins", 2, "--labels-per-bin", 8)
     taus = [line for line in done.out.splitlines() if line.startswith("filter less")]

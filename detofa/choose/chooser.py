@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from detofa.arch import Arch
 from detofa.choose.figures import figures_of
 from detofa.choose.history import Round, SearchHistory
-from detofa.choose.ranking import Ranking
+from detofa.choose.ranking import Ranking, is_outside
 from detofa.choose.records import Budget, Choice, Finalist, merit
 from detofa.data.dataset import Category, DetectionDataset, load_dataset
 from detofa.errors import UserError
@@ -408,7 +408,7 @@ class Chooser:
         return Round(
             limit=None if math.isinf(budget.limit) else budget.limit,
             ranker="path filter" if self.ranking.ranks_by_filter(budget) else "predicted AP",
-            generations=result.history,
+            generations=tuple(item for item in result.history if not is_outside(item.best_score)),
         )
 
     # ---- files ----------------------------------------------------------------------------

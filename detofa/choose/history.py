@@ -22,7 +22,8 @@ class Round:
     Attributes:
         limit: The limit, in the unit of the budget; None where there was none.
         ranker: What scored the candidates: `path filter` or `predicted AP`.
-        generations: The state after each generation.
+        generations: The state after each generation, from the first that found a path that may be
+            chosen.
     """
 
     limit: float | None

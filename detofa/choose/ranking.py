@@ -23,6 +23,11 @@ _LABEL_BINS = 4
 _OUTSIDE = 1e6  # taken from the score of what should not be chosen
 
 
+def is_outside(score: float) -> bool:
+    """Return whether a score of `Ranking.score` is of a path that should not be chosen."""
+    return score < -_OUTSIDE / 2
+
+
 class Ranking:
     """Ranks the paths of one run.
 

@@ -22,14 +22,14 @@ def front_section(source: Source) -> Section:
     space, run = source.space, run_option(source)
     if space is None or not (len(source.genes) or source.written):
         return Section(
-            name="budget",
+            name="choice-of-detector",
             title=_TITLE,
             text=source.notes,
             missing=f"No path of this run was evaluated yet: `detofa search --pareto{run}` does.",
         )
     found = genes_of(space, [item.subnet.arch for item in source.written])
     path_ap = [path.ap for path in source.figures]
-    axes = [_table_axis(table, source.genes, found, path_ap, run) for table in source.tables]
+    axes = [_table_axis(table, source, found, path_ap, run) for table in source.tables]
     axes.append(_macs_axis(space, source.genes, found, path_ap, run))
     explorer = Explorer(
         axes=axes,
@@ -40,8 +40,9 @@ def front_section(source: Source) -> Section:
     )
     text = [
         "AP is COCO's, from 0 to 1, of the validation split, with weights inherited from the "
-        "supernet. Latencies are the tables' predictions; a budget is compared with the upper "
-        "edge of the interval that should hold 95 % of measurements.",
+        "supernet. Latencies are the tables' predictions, with the interval that should hold "
+        "95 % of measurements. A budget is compared with what was measured, and where nothing was "
+        "with the upper edge of the interval.",
         *source.notes,
     ]
     if not source.tables:
@@ -49,7 +50,7 @@ def front_section(source: Source) -> Section:
     if not source.written:
         text.append(f"No detector is written yet: `detofa search --pareto{run}` does.")
     return Section(
-        name="budget",
+        name="choice-of-detector",
         title=_TITLE,
         text=tuple(text),
         explorer=explorer,
@@ -72,9 +73,9 @@ def device_name(table: LatencyTable) -> str:
 
 
 def _table_axis(
-    table: LatencyTable, paths: Genes, found: Genes, path_ap: list[float], run: str
+    table: LatencyTable, source: Source, found: Genes, path_ap: list[float], run: str
 ) -> Axis:
-    costs = table.predict(paths)
+    costs = table.predict(source.genes)
     low, high = table.predict_interval(found)
     return Axis(
         name=f"latency: {device_name(table)}",
@@ -85,6 +86,7 @@ def _table_axis(
         subnets=table.predict(found).tolist(),
         low=low.tolist(),
         high=high.tolist(),
+        measured=[item.measured_ms(table) for item in source.written],
         search=f"detofa search --latency {{}}{run}{table.options}",
     )
 
@@ -102,6 +104,7 @@ def _macs_axis(
         subnets=macs,
         low=macs,
         high=macs,
+        measured=[None] * len(macs),
         search=f"detofa search --macs {{}}{run}",
     )
 

@@ -111,7 +111,7 @@ def jpeg_bytes(pixels: NDArray[np.uint8], quality: int = 70) -> bytes:
 
 
 def _counted(labels: NDArray[np.int64], names: tuple[str, ...]) -> str:
-    """Return in words how many boxes there are of each class: `2 cat, 1 dog`."""
+    """Return in words how many boxes there are of each class: `cat ×2, dog ×1`."""
     counts = np.bincount(labels, minlength=len(names))
-    told = [f"{count} {name}" for count, name in zip(counts, names, strict=True) if count]
+    told = [f"{name} ×{count}" for count, name in zip(counts, names, strict=True) if count]
     return ", ".join(told) or "none"

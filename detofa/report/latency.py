@@ -219,7 +219,8 @@ def _parts_chart(index: int, table: LatencyTable, chosen: Written) -> Chart:
             },
         ),
         axes=("ms", ""),
-        layout={"yaxis": {"autorange": "reversed"}, "height": 90 + 30 * len(parts)},
+        height=90 + 30 * len(parts),
+        layout={"yaxis": {"autorange": "reversed"}},
         table=Table(
             caption=f"Parts of {chosen.name} on {device_name(table)}; {total:.3f} ms in all",
             columns=("part", "ms", "share of the network, %"),

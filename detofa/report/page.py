@@ -2,13 +2,17 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detofa.files import write_text
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 Cell = str | int | float | None
 
@@ -43,6 +47,7 @@ class Chart:
         traces: Plotly's traces; a colour such as `--first` is a variable of the page's style.
         axes: Titles of the x and the y axis.
         table: The numbers.
+        height: Pixels.
         layout: What is added to Plotly's layout.
     """
 
@@ -52,6 +57,7 @@ class Chart:
     traces: Sequence[Mapping[str, Any]]
     axes: tuple[str, str]
     table: Table
+    height: int = 400
     layout: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -91,7 +97,9 @@ class Axis:
         front: Indices of the paths that no other beats, cheapest first.
         subnets: Cost of each subnet.
         low: Lower edge of the interval of each.
-        high: Upper edge: what a budget is compared with.
+        high: Upper edge.
+        measured: What was measured of each for this table, or None; a budget is compared with it,
+            and where there is none with the upper edge.
         search: The command that looks for a detector within a budget, which stands for `{}`.
     """
 
@@ -103,6 +111,7 @@ class Axis:
     subnets: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
+    measured: Sequence[float | None]
     search: str
 
 
@@ -218,7 +227,7 @@ def page_of(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {"cell": cell_text, "asdict": asdict}
+    environment.filters |= {"asdict": asdict, "cell": cell_text, "prose": _prose}
     return environment.get_template("page.html").render(
         report=report,
         charts={
@@ -245,6 +254,13 @@ def cell_text(value: Cell) -> str:
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     return f"{value:.4g}" if abs(value) < 1e4 else cell_text(round(value))
+
+
+def _prose(text: str) -> "Markup":
+    """Return a paragraph as HTML: escaped, and what is between backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _script_hash(script: str) -> str:

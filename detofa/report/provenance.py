@@ -1,6 +1,7 @@
 """Where everything came from: the machine, the versions, the settings, the hashes."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from detofa.files import read_json
@@ -22,9 +23,14 @@ def provenance_section(source: Source) -> Section:
         source.config.to_json()
     ))]  # fmt: skip
     if path.is_file():
-        record = read_json(path, "environment", remake=_TRAIN)
-        told = {key: value for key, value in record.items() if key not in ("schema", "kind")}
-        tables.insert(0, Table(caption="Training", columns=("what", "value"), rows=_rows(told)))
+        tables.insert(
+            0,
+            Table(
+                caption="Training",
+                columns=("what", "value"),
+                rows=_rows(read_environment(path)),
+            ),
+        )
     if hashes:
         tables.append(Table(caption="SHA-256", columns=("file", "hash"), rows=tuple(hashes)))
     if commands:
@@ -33,6 +39,16 @@ def provenance_section(source: Source) -> Section:
         )
     missing = None if path.is_file() else f"The machine was not written down: {_TRAIN} does that."
     return Section(name=name, title=title, missing=missing, tables=tuple(tables))
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """Return what a run's environment.json says.
+
+    Raises:
+        UserError: missing or broken.
+    """
+    record = read_json(path, "environment", remake=_TRAIN)
+    return {key: value for key, value in record.items() if key not in ("schema", "kind")}
 
 
 def _rows(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -9,6 +9,7 @@ from detofa.choose.history import SearchHistory
 from detofa.choose.ranking import Ranking
 from detofa.errors import UserError
 from detofa.path_filter.agreement import Estimate
+from detofa.path_filter.bins import BudgetBins
 from detofa.path_filter.histograms import OptionShare, option_shares
 from detofa.path_filter.pruned_space import PrunedSpace
 from detofa.path_filter.rank_quality import RANKERS
@@ -54,7 +55,7 @@ def _history_chart(found: list[SearchHistory], ranker: str) -> Chart:
         for number, one in enumerate(history.rounds, start=1):
             if one.ranker != ranker:
                 continue
-            label = f"{_budget(history.budget.kind, one.limit)}, round {number}"
+            label = _round(history, one.limit, number)
             index = len(traces)
             traces.append(
                 {
@@ -163,6 +164,13 @@ def _diagonal(ends: list[float], name: str) -> dict[str, Any]:
     }
 
 
+def _round(history: SearchHistory, limit: float | None, number: int) -> str:
+    kind, asked = history.budget.kind, history.budget.limit
+    if limit is None or limit == asked:
+        return f"{_budget(kind, limit)}, round {number}"
+    return f"{_budget(kind, None)}, {_budget(kind, limit)}"
+
+
 def _budget(kind: str, limit: float | None) -> str:
     if limit is None:
         return f"front of {'MACs' if kind == 'macs' else kind}"
@@ -183,6 +191,7 @@ def filter_section(source: Source) -> Section:
         )
     report = FilterReport.load(source.run.filter_report)
     quality, bins = report.quality, report.bins
+    advice = quality.advice()
     places = [bins.describe(index) for index in range(bins.count)]
     traces = []
     for index, ranker in enumerate(RANKERS):
@@ -206,7 +215,7 @@ def filter_section(source: Source) -> Section:
                 "hovertemplate": "tau %{y:.2f}<extra>%{fullData.name}</extra>",
             }
         )
-    ticks = [text.replace(" (", "<br>").rstrip(")") for text in [*places, "all bins"]]
+    ticks = [*_ticks(bins), "all"]
     rows = [
         (ranker, place, *_estimate(tau))
         for ranker in RANKERS
@@ -222,7 +231,7 @@ def filter_section(source: Source) -> Section:
         text=(
             f"Rankers fitted on the same {quality.num_labels} labels ({quality.label}) and judged "
             "on others: Kendall tau among paths of one budget bin, 1 for the same order.",
-            f"{quality.advice().capitalize()}.",
+            f"{advice[0].upper()}{advice[1:]}.",
             *(f"Label: {told}." for told in report.agreements()),
         ),
         charts=(
@@ -231,7 +240,7 @@ def filter_section(source: Source) -> Section:
                 title="In-bin Kendall tau of each ranker",
                 description=f"{len(RANKERS)} rankers in {bins.count} bins, with intervals.",
                 traces=traces,
-                axes=("budget bin", "Kendall tau"),
+                axes=(f"budget bin, {bins.unit}", "Kendall tau"),
                 layout={"xaxis": {"tickvals": list(range(len(ticks))), "ticktext": ticks}},
                 table=Table(
                     caption="Kendall tau of each ranker in each bin",
@@ -241,6 +250,12 @@ def filter_section(source: Source) -> Section:
             ),
         ),
     )
+
+
+def _ticks(bins: BudgetBins) -> list[str]:
+    """Return short names of bins, for a phone's screen: `bin 0<br>to 60M`."""
+    uppers = (format_count(edge) for edge in bins.edges[1:])
+    return [f"bin {index}<br>to {upper}" for index, upper in enumerate(uppers)]
 
 
 def _estimate(tau: Estimate) -> tuple[float, float, float]:
@@ -310,7 +325,7 @@ def _shares_chart(shares: tuple[OptionShare, ...], pruned: PrunedSpace) -> Chart
             {
                 "type": "heatmap",
                 "z": change.round(2).tolist(),
-                "x": [text.replace(" (", "<br>").rstrip(")") for text in places],
+                "x": _ticks(bins),
                 "y": [f"{choice}: {option}" for choice, option in options],
                 "zmin": -most,
                 "zmax": most,
@@ -319,11 +334,9 @@ def _shares_chart(shares: tuple[OptionShare, ...], pruned: PrunedSpace) -> Chart
                 "hovertemplate": "%{y}<br>%{x}<br>%{z:+.1f} points<extra></extra>",
             },
         ),
-        axes=("budget bin", ""),
-        layout={
-            "height": 120 + 18 * len(options),
-            "yaxis": {"autorange": "reversed", "dtick": 1},
-        },
+        axes=(f"budget bin, {bins.unit}", ""),
+        height=130 + 18 * len(options),
+        layout={"yaxis": {"autorange": "reversed", "dtick": 1}},
         table=Table(
             caption="Share of paths that take an option, percent",
             columns=("choice", "option", "bin", "of those kept", "of the whole bin"),

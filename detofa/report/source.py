@@ -44,6 +44,12 @@ class Written:
         """Return its AP on the validation split, from 0 to 1."""
         return self.subnet.figures["ap"].value
 
+    def measured_ms(self, table: LatencyTable) -> float | None:
+        """Return the p50 that was measured when it was chosen by this very table, or None."""
+        measured = self.subnet.figures.get("latency")
+        of_table = self.subnet.table_sha256 == table.sha256
+        return measured.value if measured is not None and of_table else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:

@@ -75,8 +75,11 @@
     return chosen;
   };
 
+  // What a budget is compared with.
+  const compared = (axis) => axis.high.map((high, row) => axis.measured[row] ?? high);
+
   const limits = (axis) => {
-    const all = [...axis.paths, ...axis.high];
+    const all = [...axis.paths, ...compared(axis)];
     return [Math.min(...all), Math.max(...all)];
   };
 
@@ -94,7 +97,7 @@
     const amount = told[axis.kind](limit);
     tell("budget-text", amount);
     budget.setAttribute("aria-valuetext", amount);
-    const row = best(axis.high, data.ap, limit);
+    const row = best(compared(axis), data.ap, limit);
     const path = best(axis.paths, data.path_ap, limit);
     const search = axis.search.replace("{}", typed[axis.kind](limit));
     if (row < 0) {
@@ -103,7 +106,8 @@
     } else {
       const range = axis.kind === "macs" ? told.macs(axis.subnets[row]) :
         `${axis.subnets[row].toFixed(2)} ms predicted ` +
-        `(${axis.low[row].toFixed(2)} to ${axis.high[row].toFixed(2)})`;
+        `(${axis.low[row].toFixed(2)} to ${axis.high[row].toFixed(2)})` +
+        (axis.measured[row] === null ? "" : `, ${axis.measured[row].toFixed(2)} ms measured`);
       tell("choice", `${data.names[row]}: AP ${data.ap[row].toFixed(3)}, ${range}`);
       tell("command", data.commands[row]);
     }
