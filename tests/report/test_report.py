@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def test_what_was_kept_adds_up_over_the_options_of_a_choice(source):
     (chart,) = pruned_section(source).charts
     sums: dict[tuple[object, object], float] = {}
     for choice, _, place, kept, _ in chart.table.rows:
-        sums[choice, place] = sums.get((choice, place), 0.0) + kept
+        sums[choice, place] = sums.get((choice, place), 0.0) + float(kept or 0)
     assert list(sums.values()) == pytest.approx([100.0] * len(sums))
     assert np.shape(chart.traces[0]["z"]) == (len(chart.table.rows) // 2, 2)
 
@@ -173,7 +174,10 @@ def test_the_gallery_has_the_truth_beside_what_was_found(source):
 
 
 def test_provenance_names_the_machine_the_settings_and_every_hash(source):
-    tables = {table.caption: dict(table.rows) for table in provenance_section(source).tables}
+    tables: dict[str, dict[Any, Any]] = {
+        table.caption: {row[0]: row[1] for row in table.rows}
+        for table in provenance_section(source).tables
+    }
     assert tables["Training"]["command"] == "detofa train --data '<b>squares'"
     assert tables["Settings"]["filter.prune"] == "always"
     assert tables["SHA-256"]["supernet.safetensors"] == source.supernet_sha256
