@@ -504,7 +504,6 @@ def test_the_path_filter_is_compared_and_shown(run, place):
         "path_filter.json",
         "path_filter.safetensors",
         "report.json",
-        "kept.svg",
     }
     again = run("filter", "--bins", 2, "--labels-per-bin", 8)
     taus = [line for line in done.out.splitlines() if line.startswith("filter less")]
@@ -956,6 +955,51 @@ def test_profile_writes_a_table_that_search_finds(run, place):
     assert done.code == 1
     assert "no detector of this space is as slow as" in done.err
     assert "it reaches" in done.err
+
+
+# ---- report -------------------------------------------------------------------------------
+
+
+def test_a_report_is_written_into_the_run_and_says_what_the_run_lacks(run, place):
+    pytest.importorskip("plotly")
+    done = run("report")
+    assert done.code == 0, done.err
+    assert "wrote runs/squares-tiny/report.html" in done.out
+    assert (
+        "Path filter: This run has no path filter: `detofa filter --run squares-tiny`" in done.out
+    )
+    assert "Searches: " not in done.out
+    assert (place / "runs/squares-tiny/report.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_report_as_json_names_the_detectors_and_what_exports_them(run, place):
+    pytest.importorskip("plotly")
+    space = load_supernet(place / "runs/squares-tiny/supernet.safetensors")[1].space
+    table = fake_table(space, dataclasses.replace(this_cpu(), name="Some board")).save(place)
+    done = run("report", "squares-tiny", "--output", "a.html", "--table", table, "--json")
+    assert done.code == 0, done.err
+    record = json.loads(done.out)
+    assert record["output"] == "a.html"
+    tables = {table["caption"]: table for part in record["sections"] for table in part["tables"]}
+    rows = tables["Detectors that are written, cheapest first"]["rows"]
+    assert [row[-1] for row in rows] == ["detofa export runs/squares-tiny/subnets/macs-20M.json"]
+    assert "Measured detectors, Some board, onnxruntime-cpu, fp32" in tables
+    assert (place / "a.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--output", "a.pdf"], 2, "should end in .html"),
+        (["nowhere"], 1, "'nowhere' is no run"),
+        (["--table", "gone.json"], 1, "gone.json does not exist"),
+    ],
+)
+def test_a_report_that_cannot_be_written_says_why(run, place, arguments, code, message):
+    done = run("report", *arguments)
+    assert done.code == code
+    assert message in done.err
+    assert not list(place.glob("**/report.html"))
 
 
 def test_the_demo_goes_to_the_folder_named(run, empty, monkeypatch):

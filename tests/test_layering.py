@@ -78,7 +78,7 @@ NO_TORCH = [
 ]
 NOT_IN_THE_BASE_INSTALL = [
     "torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "tensorrt", "pynvml",
-    "faster_coco_eval", "fvcore", "yaml", "sklearn", "matplotlib",
+    "faster_coco_eval", "fvcore", "yaml", "sklearn", "matplotlib", "jinja2", "plotly",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import pytest
 from onnx import helper
 from safetensors.numpy import save_file
 
+from detofa.choose.history import SearchHistory
 from detofa.data.dataset import SPLITS_FILE, read_splits
 from detofa.demo.outcome import evaluated_paths
 from detofa.errors import UserError
@@ -26,6 +27,7 @@ from detofa.presets import preset
 from detofa.profiling.cost import macs_cost
 from detofa.profiling.kit import table_from_kit
 from detofa.profiling.table import load_table
+from detofa.report.provenance import read_environment
 from detofa.runtime.detector import SUBNET_KEY, open_detector
 from detofa.runtime.manifest import Manifest
 from detofa.runtime.tensorrt.record import EngineRecord
@@ -102,6 +104,18 @@ KINDS = [
         module="demo/outcome.py",
         name="path_evaluations.json",
         read=of_demo,
+    ),
+    Kind(
+        kind="search_history",
+        module="choose/history.py",
+        name="macs-front.json",
+        read=SearchHistory.load,
+    ),
+    Kind(
+        kind="environment",
+        module="report/provenance.py",
+        name="environment.json",
+        read=read_environment,
     ),
     Kind(
         kind="export_manifest",

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from detofa.arch import Arch
 from detofa.choose.figures import figures_of
-from detofa.choose.ranking import Ranking
+from detofa.choose.history import Round, SearchHistory
+from detofa.choose.ranking import Ranking, is_outside
 from detofa.choose.records import Budget, Choice, Finalist, merit
 from detofa.data.dataset import Category, DetectionDataset, load_dataset
 from detofa.errors import UserError
@@ -163,12 +164,14 @@ class Chooser:
                 "whatever it takes"
             )
         labels, genes = self._labelled(), np.empty((0, self.space.num_genes), np.int8)
+        rounds: list[Round] = []
 
         def find(count: int) -> tuple[RidgePredictor, SearchResult, Genes]:
             predictor = self._fit_predictor(np.concatenate([labels, genes]))
             self.on_progress("search", 0.0)
             score = self.ranking.score(predictor, budget)
             result = _search(self.space, budget.limit, score, rng, search_for)
+            rounds.append(self._round(budget, result))
             best = result.genes[finalists(result, len(genes) + count)]
             return predictor, result, _with_new(genes, best)[: len(genes) + count]
 
@@ -182,6 +185,7 @@ class Chooser:
         found = self._evaluate_finalists(genes, predictor)
         found.sort(key=partial(merit, budget=budget))
         subnet = self._write(found[0], output, command)
+        self._keep_history(budget, rounds, found, command)
         return Choice(
             subnet_path=output,
             subnet=subnet,
@@ -222,7 +226,8 @@ class Chooser:
         predictor = self._fit_predictor(self._labelled())
         self.on_progress("search", 0.0)
         caps = self._caps(max_params, max_file_bytes)
-        genes = self._best_of_bins(predictor, budget, caps, count)
+        rounds: list[Round] = []
+        genes = self._best_of_bins(predictor, budget, caps, count, rounds)
         if genes is None:
             result = pareto_search(
                 self.space,
@@ -232,6 +237,7 @@ class Chooser:
                 rng=np.random.default_rng([self.seed, 1]),
                 caps=caps,
             )
+            rounds.append(self._round(budget, result))
             wanted = np.linspace(result.costs[0], result.costs[-1], count)
             rows = np.unique(np.abs(result.costs[:, None] - wanted).argmin(axis=0))
             genes = result.genes[rows]
@@ -240,6 +246,7 @@ class Chooser:
         front = [found[i] for i in pareto_front(costs, np.array([item.ap for item in found]))]
         for index, item in enumerate(front):
             self._write(item, self.run.subnets / f"front-{index}.json", command)
+        self._keep_history(budget, rounds, found, command)
         points = [item.to_json() for item in front]
         write_json(self.run.path / "pareto.json", "pareto", {"cost": kind, "points": points})
         return tuple(front)
@@ -297,9 +304,17 @@ class Chooser:
         return caps
 
     def _best_of_bins(
-        self, predictor: RidgePredictor, budget: Budget, caps: Sequence[Cap], count: int
+        self,
+        predictor: RidgePredictor,
+        budget: Budget,
+        caps: Sequence[Cap],
+        count: int,
+        rounds: list[Round],
     ) -> Genes | None:
-        """Return the best-ranked paths of every bin of the path filter; None without one."""
+        """Return the best-ranked paths of every bin of the path filter; None without one.
+
+        What the searches did is added to `rounds`.
+        """
         pruned, path_filter = self.ranking.pruned, self.ranking.path_filter(budget)
         if pruned is None or path_filter is None:
             return None
@@ -312,6 +327,7 @@ class Chooser:
             result = _search(
                 self.space, limit, self.ranking.score(predictor, within), rng, search_for
             )
+            rounds.append(self._round(within, result))
             genes = _with_new(genes, result.genes[finalists(result, per_bin)])
         return genes[_fits(genes, caps)]
 
@@ -388,7 +404,22 @@ class Chooser:
             )
         return tuple(notes)
 
+    def _round(self, budget: Budget, result: SearchResult) -> Round:
+        return Round(
+            limit=None if math.isinf(budget.limit) else budget.limit,
+            ranker="path filter" if self.ranking.ranks_by_filter(budget) else "predicted AP",
+            generations=tuple(item for item in result.history if not is_outside(item.best_score)),
+        )
+
     # ---- files ----------------------------------------------------------------------------
+
+    def _keep_history(
+        self, budget: Budget, rounds: list[Round], found: list[Finalist], command: str
+    ) -> None:
+        history = SearchHistory(
+            budget=budget, rounds=tuple(rounds), finalists=tuple(found), command=command
+        )
+        history.save(self.run.searches)
 
     def _load(self, split: str) -> DetectionDataset:
         categories = tuple(Category(id=i, name=name) for i, name in self.record.categories)

@@ -23,6 +23,11 @@ _LABEL_BINS = 4
 _OUTSIDE = 1e6  # taken from the score of what should not be chosen
 
 
+def is_outside(score: float) -> bool:
+    """Return whether a score of `Ranking.score` is of a path that should not be chosen."""
+    return score < -_OUTSIDE / 2
+
+
 class Ranking:
     """Ranks the paths of one run.
 
@@ -71,7 +76,7 @@ class Ranking:
 
         def score(genes: Genes) -> Values:
             outside = np.zeros(len(genes), bool) if pruned is None else ~pruned.contains(genes)
-            if pruned is None or path_filter is None or math.isinf(budget.limit):
+            if pruned is None or path_filter is None or not self.ranks_by_filter(budget):
                 scores = predictor.predict(self.encode(genes))
             else:
                 costs = pruned.cost(genes)
@@ -82,6 +87,10 @@ class Ranking:
             return scores - _OUTSIDE * outside
 
         return score
+
+    def ranks_by_filter(self, budget: Budget) -> bool:
+        """Return whether `score` goes by the path filter, and not by the predictor of AP."""
+        return self.path_filter(budget) is not None and not math.isinf(budget.limit)
 
     @property
     def kind(self) -> Kind | None:

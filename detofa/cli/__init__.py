@@ -19,6 +19,7 @@ from detofa.cli import (
     measure,
     models,
     pretrain,
+    report,
     runs,
     search,
     space,
@@ -33,6 +34,7 @@ _EPILOG = (
 # What the base install leaves out, by the extra that has it.
 _EXTRA_OF = dict.fromkeys(("torch", "torchvision", "faster_coco_eval", "fvcore", "yaml"), "train")
 _EXTRA_OF |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx")
+_EXTRA_OF |= dict.fromkeys(("jinja2", "plotly"), "report")
 _EXTRA_OF |= dict.fromkeys(("sklearn", "matplotlib"), "demo")
 
 app = typer.Typer(
@@ -60,6 +62,7 @@ app.command("export", short_help="Write a verified ONNX file or a TensorRT engin
 app.command("eval", short_help="Measure a detector's average precision.")(models.evaluate)
 app.command("predict", short_help="Find objects in images; draws boxes.")(models.predict)
 app.command("bench", short_help="Measure a detector's latency.")(bench.bench)
+app.command("report", short_help="Write what a run found as one HTML file.")(report.report)
 app.command("doctor", short_help="Say what is here, what is missing, and what mends it.")(
     doctor.doctor
 )

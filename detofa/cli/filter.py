@@ -1,5 +1,6 @@
 """`detofa filter`: fit the path filter of a run, say what it is worth, show what it keeps."""
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,6 @@ from detofa.cli.measure import locate_table
 from detofa.cli.options import DataOfRun, Run, Threads
 from detofa.cli.runs import find_run
 from detofa.cli.training import training_ranks
-from detofa.errors import UserError
 
 if TYPE_CHECKING:
     from detofa.choose.chooser import Chooser
@@ -46,7 +46,7 @@ def fit(
         ),
     ] = None,
     show: Annotated[
-        bool, typer.Option("--show", help="What the paths kept have in common, as table and SVG.")
+        bool, typer.Option("--show", help="What the paths kept have in common.")
     ] = False,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Decides labels and fits.  [default: the run's]")
@@ -172,12 +172,10 @@ def _report(report: "FilterReport") -> None:
 
 
 def _show_kept(pruned: "PrunedSpace", run: "RunFolder", seed: int) -> None:
-    """Print and draw how often each option is taken by what is kept, and by the whole bin."""
+    """Print how often each option is taken by what is kept, and by the whole bin."""
     import numpy as np
 
-    from detofa.files import write_text
     from detofa.path_filter.histograms import option_shares
-    from detofa.report.option_shares import option_shares_svg
 
     shares = option_shares(pruned, np.random.default_rng([seed, 5]))
     bins = pruned.bins
@@ -191,10 +189,4 @@ def _show_kept(pruned: "PrunedSpace", run: "RunFolder", seed: int) -> None:
         columns,
         [[*key, *cells] for key, cells in rows.items()],
     )
-    path = run.path_filter / "kept.svg"
-    try:
-        write_text(path, option_shares_svg(shares, bins))
-    except UserError as error:
-        print(f"no picture: {error}")
-    else:
-        print(f"wrote {path}")
+    print(f"`detofa report {shlex.quote(str(run.path))}` draws this")

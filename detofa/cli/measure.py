@@ -1,7 +1,6 @@
 """`detofa profile` and `devices`: latency tables."""
 
 import dataclasses
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -164,17 +163,9 @@ def _measure(
 
 
 def _finish(table: "LatencyTable") -> None:
-    from detofa.profiling.device import this_cpu
-
     path = table.save(TABLES)
     _show_profile(table)
-    usual = {"threads": 1, "batch": 1, "precision": "fp32", "runtime": "onnxruntime-cpu"}
-    words = [
-        f" --{name} {getattr(table, name)}" for name in usual if getattr(table, name) != usual[name]
-    ]
-    if table.device.name != this_cpu().name:
-        words.append(f" --device {shlex.quote(table.device.name)}")
-    print(f"wrote {path}; next: `detofa search --latency 10ms{''.join(words)}`")
+    print(f"wrote {path}; next: `detofa search --latency 10ms{table.options}`")
 
 
 def _pack(

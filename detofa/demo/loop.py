@@ -16,6 +16,13 @@ from detofa.choose.records import Budget, Choice
 from detofa.data.dataset import DetectionDataset, load_dataset
 from detofa.data.demo import make_demo_dataset
 from detofa.data.evaluation import AveragePrecision
+from detofa.demo.detectors import (
+    DetectorRow,
+    Summary,
+    demo_section,
+    markdown_table,
+    trade_off_svg,
+)
 from detofa.demo.outcome import checks, commands, evaluated_paths, facts, measured_range, sheet
 from detofa.demo.show import Show, Watcher
 from detofa.errors import UserError
@@ -25,14 +32,10 @@ from detofa.imaging import read_image
 from detofa.profiling.again import AGAIN, measure_again
 from detofa.profiling.measure import ProfilePlan, measure_table
 from detofa.profiling.table import LatencyTable
-from detofa.report.summary import (
-    DetectorRow,
-    Summary,
-    jpeg_bytes,
-    markdown_table,
-    trade_off_svg,
-    write_summary,
-)
+from detofa.report.gallery import jpeg_bytes
+from detofa.report.page import write_page
+from detofa.report.report import report_of
+from detofa.report.source import Source
 from detofa.runtime.detector import open_detector
 from detofa.runtime.measuring import Schedule
 from detofa.supernet.decode import DecodedDetector
@@ -117,7 +120,6 @@ def run_demo(
     rows, slowdown = _rows(choices, exported, table, test, seed, size, show)
     seconds = time.monotonic() - begin
     summary = Summary(
-        title="detofa demo",
         facts=facts(run.load_config(), table, test, slowdown, seconds),
         rows=rows,
         evaluated=evaluated_paths(run, table),
@@ -125,7 +127,7 @@ def run_demo(
         checks=checks(rows, [item.report for item in exported.values()], seconds),
         commands=commands(folder, table),
     )
-    _write(folder, summary)
+    _write(run, table, summary)
     show.outcome(folder, summary)
 
 
@@ -274,13 +276,14 @@ def _rows(
     return tuple(rows), now.slowdown
 
 
-def _write(folder: Path, summary: Summary) -> None:
-    pictures = folder / "pictures"
+def _write(run: RunFolder, table: LatencyTable, summary: Summary) -> None:
+    pictures = run.path / "pictures"
     try:
         pictures.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {pictures}: {error.strerror or error}") from error
     write_bytes(pictures / "detections.jpg", jpeg_bytes(summary.sheet))
     write_text(pictures / "trade_off.svg", trade_off_svg(summary.rows, summary.evaluated))
-    write_text(folder / "detectors.md", markdown_table(summary.rows))
-    write_summary(folder / "report.html", summary)
+    write_text(run.path / "detectors.md", markdown_table(summary.rows))
+    report = report_of(Source.of(run, [table]), first=(demo_section(summary),))
+    write_page(run.path / "report.html", report)

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from detofa.arch import Arch
 from detofa.data.dataset import DetectionDataset
+from detofa.demo.detectors import Check, DetectorRow
 from detofa.export.export import Exported
 from detofa.export.verify import ParityReport
 from detofa.files import read_json
 from detofa.imaging import read_image
 from detofa.profiling.table import LatencyTable
 from detofa.report.pictures import comparison_sheet
-from detofa.report.summary import Check, DetectorRow
 from detofa.runtime.detector import open_detector
 from detofa.train.config import TrainConfig
 from detofa.train.run import RunFolder

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from detofa.report.summary import COLUMNS, Summary, cells
+from detofa.demo.detectors import COLUMNS, Summary, cells
 
 _WIDTH_OF_A_FILE = 160  # columns of what does not go to a terminal
 

@@ -96,6 +96,24 @@ class RankQuality:
             record[name] = getattr(self, name).to_json()
         return record
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "RankQuality":
+        """Read what `to_json` wrote.
+
+        Raises:
+            AttributeError, KeyError, TypeError: a field is missing, unknown or of the wrong kind.
+        """
+        estimates = {
+            "taus": {name: Estimate(**tau) for name, tau in record["taus"].items()},
+            "per_bin": {
+                name: tuple(Estimate(**tau) for tau in taus)
+                for name, taus in record["per_bin"].items()
+            },
+            "filter_minus_macs": Estimate(**record["filter_minus_macs"]),
+            "filter_minus_ridge": Estimate(**record["filter_minus_ridge"]),
+        }
+        return cls(**{**record, **estimates})
+
 
 def assess_rankers(
     space: SearchSpace,

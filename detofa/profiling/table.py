@@ -1,6 +1,7 @@
 """LatencyTable: what a search space costs on one device; predicts the latency of any arch."""
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -144,6 +145,19 @@ class LatencyTable:
             threads=self.threads,
             batch=self.batch,
         )
+
+    @property
+    def options(self) -> str:
+        """Return what `detofa search` needs to find this table, each option after a space."""
+        usual = {"threads": 1, "batch": 1, "precision": "fp32", "runtime": "onnxruntime-cpu"}
+        words = [
+            f" --{name} {getattr(self, name)}"
+            for name in usual
+            if getattr(self, name) != usual[name]
+        ]
+        if self.device.name != this_cpu().name:
+            words.append(f" --device {shlex.quote(self.device.name)}")
+        return "".join(words)
 
     @property
     def sha256(self) -> str:

@@ -24,7 +24,7 @@ def comparison_sheet(
     found: Mapping[str, Sequence[Detections]],
     class_names: Sequence[str],
     *,
-    enlarge: int = 2,
+    enlarge: float = 2,
 ) -> Pixels:
     """Draw a sheet with a row for each image: the truth, then each detector's boxes.
 
@@ -40,7 +40,7 @@ def comparison_sheet(
     """
     assert images, "a sheet needs an image"
     assert len(images) == len(records), (len(images), len(records))
-    height, width = (side * enlarge for side in images[0].shape[:2])
+    height, width = (round(side * enlarge) for side in images[0].shape[:2])
     columns = 1 + len(found)
     sheet = Image.new(
         "RGB",
@@ -71,7 +71,7 @@ def comparison_sheet(
 
 
 def draw_truth(
-    image: Pixels, record: ImageRecord, class_names: Sequence[str], enlarge: int = 1
+    image: Pixels, record: ImageRecord, class_names: Sequence[str], enlarge: float = 1
 ) -> Pixels:
     """Draw the true boxes of an image with their classes.
 

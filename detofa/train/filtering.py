@@ -14,6 +14,7 @@ import torch
 
 from detofa.errors import UserError
 from detofa.files import read_json, write_json
+from detofa.path_filter.agreement import Estimate
 from detofa.path_filter.bins import BudgetBins, Indices, Values
 from detofa.path_filter.drawing import Cost, draw_per_bin
 from detofa.path_filter.filter import PathFilter
@@ -107,6 +108,34 @@ class FilterReport:
             "advice": self.quality.advice(),
         }
         write_json(path, _KIND, record)
+
+    @classmethod
+    def load(cls, path: Path) -> "FilterReport":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: missing, broken, or changed by hand.
+        """
+        record = read_json(path, _KIND, remake=_TRAIN)
+        try:
+            return cls(
+                quality=RankQuality.from_json(record["quality"]),
+                reliability={
+                    name: Reliability(
+                        tau=Estimate(**found["tau"]),
+                        tau_with_ap=Estimate(**found["tau_with_ap"]),
+                        noise=found["noise"],
+                        num_archs=found["num_archs"],
+                    )
+                    for name, found in record["reliability"].items()
+                },
+                label_seconds=float(record["label_seconds"]),
+                fit_seconds=float(record["fit_seconds"]),
+                assess_seconds=float(record["assess_seconds"]),
+                bins=BudgetBins.from_json(record["bins"]),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} was changed ({error}); make it again with {_TRAIN}") from error
 
 
 def saved_seconds(path: Path, *, assessed: bool) -> float:

@@ -129,6 +129,11 @@ class RunFolder:
         """Return the folder of chosen subnets."""
         return self.path / "subnets"
 
+    @property
+    def searches(self) -> Path:
+        """Return the folder of what searches did."""
+        return self.path / "searches"
+
     def load_config(self) -> TrainConfig:
         """Return the run's settings.
 

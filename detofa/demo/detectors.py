@@ -1,18 +1,14 @@
-"""A small self-contained HTML page: detectors, the plot of AP against latency, pictures, checks."""
+"""The demo's detectors: tables, the plot of AP against latency, their part of the page."""
 
-import base64
-import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from detofa.errors import UserError
-from detofa.files import write_text
+from detofa.report.page import Section, Table
 from detofa.units import format_count
 
 
@@ -21,7 +17,7 @@ class DetectorRow:
     """One exported detector and its figures.
 
     Attributes:
-        name: What it is called in the report.
+        name: What it is called.
         budget_ms: The budget that it was chosen for.
         measured_ms: p50 of the exported file, measured.
         predicted_ms: What the latency table said.
@@ -63,10 +59,9 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What the page shows.
+    """What the demo found.
 
     Attributes:
-        title: Its heading.
         facts: What was done where, as (name, value).
         rows: The detectors, by rising budget.
         evaluated: (predicted latency in ms, AP on the validation split) of paths evaluated on
@@ -76,7 +71,6 @@ class Summary:
         commands: Commands to try next.
     """
 
-    title: str
     facts: tuple[tuple[str, str], ...]
     rows: tuple[DetectorRow, ...]
     evaluated: tuple[tuple[float, float], ...]
@@ -113,48 +107,31 @@ def markdown_table(rows: Sequence[DetectorRow]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def write_summary(path: Path, summary: Summary) -> None:
-    """Write the page; it needs no other file and no network.
-
-    Raises:
-        UserError: matplotlib is not installed, or the file cannot be written.
-    """
-    write_text(path, summary_html(summary))
-
-
-def summary_html(summary: Summary) -> str:
-    """Return the page.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    title = html.escape(summary.title)
-    facts = "".join(f"<dt>{html.escape(n)}</dt><dd>{html.escape(v)}</dd>" for n, v in summary.facts)
-    checks = [
+def demo_section(summary: Summary) -> Section:
+    """Return what the report of a demo says before its other parts."""
+    targets = tuple(
         (check.name, check.target, check.found, "met" if check.passed else "missed")
         for check in summary.checks
-    ]
-    commands = html.escape("\n".join(summary.commands))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{_STYLE}</style></head><body>
-<h1>{title}</h1>
-<dl>{facts}</dl>
-<h2>Detectors</h2>
-{_table(COLUMNS, [cells(row) for row in summary.rows])}
-<p>AP: the exported file on the test split. ms: p50 of one image, one thread; predicted by the
-latency table before the detector was made, with the interval that should hold 95 % of them.</p>
-<figure>{trade_off_svg(summary.rows, summary.evaluated)}</figure>
-<h2>What they see</h2>
-<figure><img alt="true boxes, and the boxes of each detector" src="{_data_url(summary.sheet)}">
-</figure>
-<h2>Targets</h2>
-{_table(("figure", "target", "found", ""), checks)}
-<h2>To try next</h2>
-<pre>{commands}</pre>
-</body></html>
-"""
+    )
+    return Section(
+        name="demo",
+        title="The demo",
+        text=(
+            "AP is of the exported files on the test split. ms are p50 of one image, one thread; "
+            "predicted by the latency table before the detector was made, with the interval that "
+            "should hold 95 % of measurements.",
+            f"To try next: {'; '.join(summary.commands)}.",
+        ),
+        tables=(
+            Table(
+                caption="The exported detectors",
+                columns=COLUMNS,
+                rows=tuple(cells(row) for row in summary.rows),
+            ),
+            Table(caption="Targets", columns=("figure", "target", "found", ""), rows=targets),
+            Table(caption="What was done where", columns=("what", "value"), rows=summary.facts),
+        ),
+    )
 
 
 def trade_off_svg(rows: Sequence[DetectorRow], evaluated: Sequence[tuple[float, float]]) -> str:
@@ -216,42 +193,3 @@ def trade_off_svg(rows: Sequence[DetectorRow], evaluated: Sequence[tuple[float, 
         figure.savefig(written, format="svg", metadata={"Date": None})
     text = written.getvalue()
     return text[text.index("<svg") :]
-
-
-def jpeg_bytes(pixels: NDArray[np.uint8], quality: int = 62) -> bytes:
-    """Return (H, W, 3) uint8 pixels as a JPEG file."""
-    written = io.BytesIO()
-    Image.fromarray(pixels).save(written, "JPEG", quality=quality, optimize=True)
-    return written.getvalue()
-
-
-def _data_url(pixels: NDArray[np.uint8]) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg_bytes(pixels)).decode("ascii")
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff;
-  max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin: 0 0 1rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 0; }
-dt { color: #666; } dd { margin: 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ddd;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1rem 0; } img, svg { max-width: 100%; height: auto; }
-pre { background: #f4f4f4; padding: .8rem 1rem; overflow-x: auto; }
-"""
