@@ -1,7 +1,7 @@
 """All benchmarks of speed, one after another, as one table.
 
     make bench
-    python -m benchmarks.speed --data BCCD --run runs/bccd-lite0 --output performance.json
+    python -m benchmarks.speed --data BCCD --run runs/bccd --table TABLE --output performance.json
 
 Each runs in a process of its own. Without a data set or a trained run, what needs them is left out,
 and said so. Leave the machine to it: figures are processor times and ratios within a run, but a
@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="BCCD")
     parser.add_argument("--run", type=Path, help="a run that was trained on it")
+    parser.add_argument("--table", type=Path, help="a latency table of that run's space")
     parser.add_argument("--seeds", type=int, default=20, help="of the search")
     parser.add_argument("--output", type=Path, default=Path("performance.json"))
     options = parser.parse_args()
@@ -38,15 +39,21 @@ def main() -> None:
         "subnets": [],
         "train_step": [],
         "labels": None,
+        "choose": None,
         "startup": [],
+        "growth": [] if options.data is None else ["--data", str(options.data)],
         "memory": [] if options.data is None else ["--data", str(options.data)],
     }
     if options.data is not None and options.run is not None:
-        suite["labels"] = ["--data", str(options.data), "--run", str(options.run)]
+        trained = ["--data", str(options.data), "--run", str(options.run)]
+        suite["labels"] = trained
+        if options.table is not None:
+            suite["choose"] = [*trained, "--table", str(options.table)]
     rows: list[Row] = []
     for name, arguments in suite.items():
         if arguments is None:
-            print(f"{name}: left out, it needs --data and --run", file=sys.stderr)
+            needed = "--data and --run" + ("" if name == "labels" else " and --table")
+            print(f"{name}: left out, it needs {needed}", file=sys.stderr)
             continue
         begin = time.monotonic()
         rows += _rows_of(name, arguments)

@@ -1,4 +1,4 @@
-"""Most memory that two kinds of work take, each in a process of its own.
+"""Most memory that two kinds of work take, and how long one waits for data.
 
     python -m benchmarks.speed.memory --data BCCD
 
@@ -18,6 +18,7 @@ from benchmarks.speed.record import Row, print_rows
 from detofa.presets import preset
 from detofa.profiling.cost import macs_cost
 from detofa.search import SearchConfig, search
+from detofa.train.run import RunFolder
 
 _PEAK = """
 import resource, subprocess, sys
@@ -64,8 +65,13 @@ def measure(data: Path | None, count: int, steps: int) -> list[Row]:
     if data is not None:
         with tempfile.TemporaryDirectory() as folder:
             flags = ["--recipe", "bccd", "--data", str(data.resolve()), "--steps", str(steps)]
-            peak = peak_of("detofa", "train", *flags, folder=Path(folder))
+            peak = peak_of("detofa", "train", *flags, "--name", "bccd", folder=Path(folder))
+            waited = RunFolder(path=Path(folder, "runs", "bccd")).share_waited()
         rows.append(_row(f"training on BCCD, two threads, {steps} steps", peak, 3))
+        assert waited is not None
+        rows.append(
+            Row(work="share of that training's time waiting for data", detofa=f"{waited:.1%}")
+        )
     return rows
 
 
