@@ -32,6 +32,7 @@ _ROUNDS = 3  # of telling drift from what models take, and that from drift
 _LARGEST_SPREAD = 0.1  # of the runs of a visit on the wall's clock, before it is made again
 _TRIES = 4  # of such a visit
 _SLOWER = 1.1  # a pass may take so many times as long as the one before it
+_SHORTEST, _LONGEST = 1e-9, 1e9  # of any time in a file: what is beyond is no measurement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +95,16 @@ class Pass:
             UserError: it is not that.
         """
         sound = isinstance(record, dict) and set(record) == {"seconds", "ms"}
-        sound = sound and _is_positive(record["seconds"]) and isinstance(record["ms"], dict)
+        sound = sound and _is_time(record["seconds"]) and isinstance(record["ms"], dict)
         sound = sound and bool(record["ms"]) and set(record["ms"]) <= set(names)
         if not sound or not all(
-            isinstance(ms, list) and len(ms) == runs and all(map(_is_positive, ms))
+            isinstance(ms, list) and len(ms) == runs and all(map(_is_time, ms))
             for ms in record["ms"].values()
         ):
-            raise UserError(f"a pass should hold {runs} times above zero for some of the models")
+            raise UserError(
+                f"a pass should hold {runs} times, from {_SHORTEST:g} to {_LONGEST:g}, for some of "
+                "the models"
+            )
         return cls(seconds=record["seconds"], ms=record["ms"])
 
 
@@ -211,8 +215,8 @@ def median_error(values: Floats) -> float:
     return float(1.2533 * deviation / np.sqrt(len(values)))
 
 
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, float) and 0 < value < float("inf")
+def _is_time(value: Any) -> bool:
+    return isinstance(value, float) and _SHORTEST <= value <= _LONGEST
 
 
 class SampleLog:

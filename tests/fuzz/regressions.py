@@ -54,6 +54,8 @@ _CHANGES: tuple[tuple[str, str, Change], ...] = (
     ("metrics", "metrics.jsonl", f"{_DEEP}\n".encode()),
     ("metrics", "metrics.jsonl", b'{"step": ' + b"9" * 5000 + b"}\n"),
     ("metrics", "metrics.jsonl", _instead('"schema": 1', f'"schema": {"[" * 50}{"]" * 50}')),
+    ("sample log", "log.jsonl", _instead("[1.0, 2.0]", "[1.0, 3e270]")),
+    ("sample log", "log.jsonl", _instead("[1.0, 2.0]", "[5e-324, 5e-324]")),
     ("coco", "detofa_splits.json", _instead('["a.png"]', '[["a.png"]]')),
     ("coco", "annotations.json", _instead('"a.png"', f'"{"x" * 300}"')),
     ("voc", "Annotations/a.xml", b'<?xml version="1.0" encoding="no-such"?><a/>'),
