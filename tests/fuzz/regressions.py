@@ -27,6 +27,16 @@ def _with(text: str) -> Callable[[bytes], bytes]:
     return lambda valid: valid + text.encode()
 
 
+def _passes(*samples: str) -> Callable[[bytes], bytes]:
+    """Return a log with a pass for each of these samples of its first model."""
+
+    def change(valid: bytes) -> bytes:
+        head, line = valid.splitlines(keepends=True)
+        return head + b"".join(_instead("[1.0, 2.0]", some)(line) for some in samples)
+
+    return change
+
+
 def _tar_of_link(kind: bytes) -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
@@ -54,8 +64,8 @@ _CHANGES: tuple[tuple[str, str, Change], ...] = (
     ("metrics", "metrics.jsonl", f"{_DEEP}\n".encode()),
     ("metrics", "metrics.jsonl", b'{"step": ' + b"9" * 5000 + b"}\n"),
     ("metrics", "metrics.jsonl", _instead('"schema": 1', f'"schema": {"[" * 50}{"]" * 50}')),
-    ("sample log", "log.jsonl", _instead("[1.0, 2.0]", "[1.0, 3e270]")),
-    ("sample log", "log.jsonl", _instead("[1.0, 2.0]", "[5e-324, 5e-324]")),
+    ("sample log", "log.jsonl", _passes("[1.0, 3e270]", "[1.0, 2.0]")),
+    ("sample log", "log.jsonl", _passes("[5e-324, 5e-324]", "[3e270, 3e270]")),
     ("coco", "detofa_splits.json", _instead('["a.png"]', '[["a.png"]]')),
     ("coco", "annotations.json", _instead('"a.png"', f'"{"x" * 300}"')),
     ("voc", "Annotations/a.xml", b'<?xml version="1.0" encoding="no-such"?><a/>'),
