@@ -11,7 +11,7 @@ def share_heap() -> None:
     """Make all threads allocate from one heap, and large tensors from the system.
 
     Paths run side by side: with a heap for each thread, what one has freed is of no use to the
-    others. Training on BCCD takes 2.9 GiB so instead of 3.8, and some 5 % more processor time. Does
+    others. Training on BCCD takes 2.9 GiB so instead of 3.8, and 5 to 9 % more processor time. Does
     nothing where the C library is not glibc.
     """
     library = _glibc()
