@@ -25,6 +25,8 @@ from detofa.cli import (
     space,
     train,
 )
+from detofa.cli.display import print_record
+from detofa.cli.options import Json
 from detofa.errors import UserError
 
 _EPILOG = (
@@ -122,10 +124,15 @@ def demo(
         str, typer.Option(help="The run's folder; everything goes there.")
     ] = "runs/demo",
     seed: Annotated[int, typer.Option(help="Decides data, training and search.", min=0)] = 0,
+    _json: Json = False,
 ) -> None:
     """Show the whole loop on a small built-in data set, in minutes on a CPU."""
+    from dataclasses import asdict
     from pathlib import Path
 
     from detofa.demo import run_demo
 
-    run_demo(Path(output), seed=seed)
+    found = run_demo(Path(output), seed=seed)
+    rows, checks = ([asdict(item) for item in items] for items in (found.rows, found.checks))
+    record = {"run": output, "facts": dict(found.facts), "detectors": rows, "checks": checks}
+    print_record("demo", record)

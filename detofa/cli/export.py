@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detofa.cli.display import shown_progress
+from detofa.cli.display import print_record, shown_progress
 from detofa.cli.models import check_subnet_path
-from detofa.cli.options import Seed, parsed
+from detofa.cli.options import Json, Seed, parsed
 from detofa.cli.runs import data_of_subnet
 from detofa.errors import UserError
 
@@ -115,6 +115,7 @@ def export(
         typer.Option(metavar="DIR", help="Also put it into a repository of Triton's server."),
     ] = None,
     seed: Seed = 0,
+    _json: Json = False,
 ) -> None:
     """Write a detector as one ONNX file, verified against PyTorch, with a manifest beside it.
 
@@ -171,15 +172,19 @@ def export(
 
         make_app(model, app)
         print(f"wrote {app}; on the device: `python3 {app.name} predict IMAGES`")
+    engine = None
     if to is Target.TENSORRT:
         engine = _to_tensorrt(exported, sizes, builds or 3, via, images, judge)
-        if engine is None:
-            return
-        model = engine
     if triton is not None:
         from detofa.export.triton import write_triton
 
-        print(f"wrote {write_triton(model, triton)}; `tritonserver --model-repository {triton}`")
+        served = write_triton(engine or model, triton)
+        print(f"wrote {served}; `tritonserver --model-repository {triton}`")
+    written = {"model": model, "manifest": exported.manifest_path, "engine": engine}
+    about = {"app": app, "triton": triton, "precision": wanted}
+    verified = exported.manifest.parity["average_precision"]
+    parity = {"parity": exported.report.to_json(), "average_precision": verified}
+    print_record("export", {**written, **about, **parity})
 
 
 def _check_tensorrt(via: Via, *, serves: bool) -> None:

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -51,6 +52,22 @@ class SplitReport:
     image_sizes: Mapping[tuple[int, int], int]
     box_side_percentiles: tuple[float, float, float] | None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        sizes = [
+            {"height": height, "width": width, "images": count}
+            for (height, width), count in self.image_sizes.items()
+        ]
+        return {
+            "split": self.split,
+            "num_images": self.num_images,
+            "num_images_without_boxes": self.num_images_without_boxes,
+            "num_boxes": self.num_boxes,
+            "boxes_per_class": dict(self.boxes_per_class),
+            "image_sizes": sizes,
+            "box_side_percentiles": self.box_side_percentiles,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
@@ -74,6 +91,16 @@ class CheckReport:
     def num_errors(self) -> int:
         """Number of faults that stop training unless bad images are skipped."""
         return sum(fault.severity == "error" for fault in self.faults)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        return {
+            "root": str(self.root),
+            "layout": self.layout,
+            "splits": [part.to_json() for part in self.splits],
+            "faults": [asdict(fault) | {"file": str(fault.file)} for fault in self.faults],
+            "copies": [[str(path) for path in paths] for paths in self.copies],
+        }
 
 
 def check_dataset(root: Path) -> CheckReport:
