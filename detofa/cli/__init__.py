@@ -41,7 +41,6 @@ _EXTRA_OF |= dict.fromkeys(("sklearn", "matplotlib"), "demo")
 
 app = typer.Typer(
     name="detofa",
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_EPILOG,
     no_args_is_help=True,

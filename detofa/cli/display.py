@@ -100,6 +100,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:.0f} days"
 
 
+def disk_size(num_bytes: float) -> str:
+    """Write a size for people: `12 kB`, `3.4 MB`, `1.2 GB`."""
+    for limit, factor, unit in ((1e6, 1e3, "kB"), (1e9, 1e6, "MB")):
+        if num_bytes < limit:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes / 1e9:.1f} GB"
+
+
 def age(date: str) -> str:
     """Write how long ago an ISO 8601 date with time zone was."""
     seconds = (datetime.now(UTC) - datetime.fromisoformat(date)).total_seconds()

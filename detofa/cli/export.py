@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -166,11 +166,10 @@ def export(
             on_progress=on_progress,
         )
     _show_export(exported)
-    model = exported.model_path
     if app is not None:
         from detofa.export.bundle import make_app
 
-        make_app(model, app)
+        make_app(exported.model_path, app)
         print(f"wrote {app}; on the device: `python3 {app.name} predict IMAGES`")
     engine = None
     if to is Target.TENSORRT:
@@ -178,13 +177,9 @@ def export(
     if triton is not None:
         from detofa.export.triton import write_triton
 
-        served = write_triton(engine or model, triton)
+        served = write_triton(engine or exported.model_path, triton)
         print(f"wrote {served}; `tritonserver --model-repository {triton}`")
-    written = {"model": model, "manifest": exported.manifest_path, "engine": engine}
-    about = {"app": app, "triton": triton, "precision": wanted}
-    verified = exported.manifest.parity["average_precision"]
-    parity = {"parity": exported.report.to_json(), "average_precision": verified}
-    print_record("export", {**written, **about, **parity})
+    print_record("export", {"engine": engine, "app": app, "triton": triton, **_record(exported)})
 
 
 def _check_tensorrt(via: Via, *, serves: bool) -> None:
@@ -341,6 +336,16 @@ def _judge(
         reference_ap=ap(torch_detector_of(module, subnet)),
         about={"split": dataset.split, "images": len(dataset.images)},
     )
+
+
+def _record(exported: "Exported") -> dict[str, Any]:
+    return {
+        "model": exported.model_path,
+        "manifest": exported.manifest_path,
+        "precision": exported.manifest.precision,
+        "parity": exported.report.to_json(),
+        "average_precision": exported.manifest.parity["average_precision"],
+    }
 
 
 def _show_export(exported: "Exported") -> None:
