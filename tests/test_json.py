@@ -1,4 +1,4 @@
-"""What commands print with `--json`: one record, of a kind and with the fields that docs/json.md has."""
+"""What commands print with `--json`: one record, with the fields that docs/json.md has."""
 
 import json
 import re

@@ -76,7 +76,7 @@ def _run_to_remove(name: str) -> "RunFolder":
 
     plain = name.removeprefix(f"{RUNS}/").rstrip("/")
     run = RunFolder(path=RUNS / plain)
-    if Path(plain).name != plain or plain in (".", ".."):
+    if Path(plain).name != plain or plain in ("", ".", ".."):
         raise UserError(
             f"{name!r} should be the name of a run under {RUNS}/; see `detofa runs list`"
         )

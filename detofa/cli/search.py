@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 import typer
 
 from detofa.cli.display import average_precision, print_record, show_table, shown_progress
+from detofa.cli.front import show_front
 from detofa.cli.measure import locate_table
 from detofa.cli.options import (
     Batch,
@@ -231,6 +232,8 @@ def _front(chooser: "Chooser", run: "RunFolder", caps: Caps) -> Callable[[], Non
         pareto = run.path / "pareto.json"
         print_record("front", {"run": run.path, "pareto": pareto, "points": points})
         _show("the front, cheapest first", front, files)
+        if len(front) > 1:
+            show_front(front)
         print(f"wrote {pareto} and {len(front)} subnets")
         if files:
             print(f"next: `detofa export {files[-1]}`")
