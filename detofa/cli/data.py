@@ -21,12 +21,15 @@ def check(
     folder: Folder,
     strict: Annotated[bool, typer.Option(help="Exit 1 for warnings too.")] = False,
     sheet: Annotated[
-        Path | None, typer.Option(help="Write a picture of some images with their boxes.")
+        Path | None,
+        typer.Option(
+            help="Draw up to 12 images with their boxes, faulty ones first.", metavar="FILE"
+        ),
     ] = None,
     _json: Json = False,
 ) -> None:
     """Count images and boxes, decode every image, and list every fault; exit 1 on errors."""
-    from detofa.data.check import check_dataset
+    from detofa.data.check import check_dataset, draw_contact_sheet
 
     report = check_dataset(folder)
     _show_report(report)
@@ -35,8 +38,8 @@ def check(
     num_warnings = len(report.faults) - report.num_errors
     print(f"{report.num_errors} errors, {num_warnings} warnings")
     if sheet is not None:
-        _draw(report, sheet)
-        print(f"boxes drawn in {sheet}")
+        draw_contact_sheet(report, sheet)
+        print(f"images drawn in {sheet}, faulty ones first")
     counts = {"num_errors": report.num_errors, "num_warnings": num_warnings}
     print_record("data_check", {**report.to_json(), **counts, "sheet": sheet})
     if report.num_errors or (strict and num_warnings):
@@ -96,20 +99,6 @@ def _show_report(report: "CheckReport") -> None:
         for name in names
     ]
     show_table("", ["class", *(f"boxes in {part.split}" for part in report.splits)], counts)
-
-
-def _draw(report: "CheckReport", sheet: Path) -> None:
-    import dataclasses
-
-    from detofa.data.check import draw_contact_sheet
-    from detofa.data.dataset import load_dataset
-
-    bad = {fault.file for fault in report.faults if fault.severity == "error"}
-    dataset = load_dataset(report.root, report.splits[0].split, skip_bad=True)
-    whole = tuple(image for image in dataset.images if image.path not in bad)
-    if not whole:
-        raise UserError(f"{report.root} has no image that can be drawn; mend the errors above")
-    draw_contact_sheet(dataclasses.replace(dataset, images=whole), sheet)
 
 
 def _parse_fractions(text: str) -> tuple[float, ...]:
