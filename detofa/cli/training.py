@@ -234,7 +234,9 @@ def run_training(
     if waited is not None:
         print(f"data was waited for {waited:.1%} of the time")
     if ranks.is_first:
-        evaluated = [record for record in run.read_metrics() if "ap" in record]
+        evaluated = [
+            record for record in run.read_metrics() if not _FIGURES.keys().isdisjoint(record)
+        ]
         print_record(
             "training",
             {
