@@ -132,6 +132,7 @@ def demo(
     from detofa.demo import run_demo
 
     found = run_demo(Path(output), seed=seed)
-    rows, checks = ([asdict(item) for item in items] for items in (found.rows, found.checks))
-    record = {"run": output, "facts": dict(found.facts), "detectors": rows, "checks": checks}
-    print_record("demo", record)
+    rows = [asdict(row) for row in found.rows]
+    checks = [asdict(check) for check in found.checks]
+    facts = dict(found.facts)
+    print_record("demo", {"run": output, "facts": facts, "detectors": rows, "checks": checks})

@@ -59,7 +59,7 @@ def remove_runs(
         if not sys.stdin.isatty():
             raise UserError(f"this would remove {told}; say --yes where nobody can be asked")
         typer.confirm(f"remove {told} for good?", abort=True, err=True)
-    removed = []
+    removed: list[dict[str, Any]] = []
     for run in found:
         removed.append({"name": run.path.name, "path": run.path, "bytes": run.remove()})
         print(f"removed {run.path}: {disk_size(removed[-1]['bytes'])}")
