@@ -51,7 +51,8 @@ def evaluate(
         if not ranks.is_first:
             return
         weights = None if subnet is None else subnet.weights_sha256
-        about = {"model": model, "weights_sha256": weights, "data": root, "split": dataset.split}
+        about = {"model": model, "weights_sha256": weights}
+        about |= {"data": root, "split": dataset.split}
         figures = {"images": len(dataset.images), **dataclasses.asdict(result)}
         print_record("eval", {**about, **figures})
         print(f"{model} on {root}, split {dataset.split}: {len(dataset.images)} images")
