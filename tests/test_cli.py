@@ -70,7 +70,7 @@ def run(capsys):
 
 
 def in_a_process(
-    folder: Path, *arguments: str, program: str = ""
+    folder: Path, *arguments: str, program: str = "", environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     command = ["-c", program] if program else ["-m", "detofa", *arguments]
     return subprocess.run(
@@ -78,7 +78,11 @@ def in_a_process(
         capture_output=True,
         check=False,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+            **(environment or {}),
+        },
         text=True,
         timeout=120,
     )
@@ -205,6 +209,14 @@ def test_help_imports_nothing_heavy(tmp_path):
 def test_the_package_runs_as_a_module(tmp_path):
     done = in_a_process(tmp_path, "--version")
     assert (done.returncode, done.stdout) == (0, f"detofa {__version__}\n")
+
+
+def test_a_shell_completes_the_names_of_commands(tmp_path):
+    asked = {"_DETOFA_COMPLETE": "complete_bash", "COMP_WORDS": "detofa tr", "COMP_CWORD": "1"}
+    done = in_a_process(tmp_path, environment=asked)
+    assert (done.returncode, done.stdout) == (0, "train\n"), done.stderr
+    asked["COMP_WORDS"], asked["COMP_CWORD"] = "detofa space show --js", "3"
+    assert in_a_process(tmp_path, environment=asked).stdout == "--json\n"
 
 
 @pytest.mark.parametrize(
@@ -1004,9 +1016,18 @@ def test_a_report_that_cannot_be_written_says_why(run, place, arguments, code, m
 
 def test_the_demo_goes_to_the_folder_named(run, empty, monkeypatch):
     pytest.importorskip("sklearn")
+    from tests.test_demo import summary
+
     called = []
-    monkeypatch.setattr(
-        "detofa.demo.run_demo", lambda folder, **rest: called.append((folder, rest))
-    )
-    assert run("demo", "--output", "here", "--seed", "3").code == 0
+
+    def quick(folder, **rest):
+        called.append((folder, rest))
+        return summary()
+
+    monkeypatch.setattr("detofa.demo.run_demo", quick)
+    done = run("demo", "--output", "here", "--seed", "3", "--json")
+    assert done.code == 0
+    record = json.loads(done.out)
+    assert record["kind"] == "demo"
+    assert [row["name"] for row in record["detectors"]] == ["small", "medium", "large"]
     assert called == [(Path("here"), {"seed": 3})]

@@ -115,7 +115,7 @@ def test_the_exit_code_says_whether_what_is_required_is_there(monkeypatch, tmp_p
     code, out, _ = run()
     assert code == 0
     assert "missing  gpu" in out
-    assert {entry["name"] for entry in json.loads(run("--json")[1])} == set(NAMES)
+    assert {entry["name"] for entry in json.loads(run("--json")[1])["findings"]} == set(NAMES)
     code, _, err = run("--require", "gpu")
     assert code == 1
     assert "gpu - no NVIDIA GPU" in err

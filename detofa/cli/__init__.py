@@ -25,6 +25,8 @@ from detofa.cli import (
     space,
     train,
 )
+from detofa.cli.display import print_record
+from detofa.cli.options import Json
 from detofa.errors import UserError
 
 _EPILOG = (
@@ -39,7 +41,6 @@ _EXTRA_OF |= dict.fromkeys(("sklearn", "matplotlib"), "demo")
 
 app = typer.Typer(
     name="detofa",
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_EPILOG,
     no_args_is_help=True,
@@ -122,10 +123,16 @@ def demo(
         str, typer.Option(help="The run's folder; everything goes there.")
     ] = "runs/demo",
     seed: Annotated[int, typer.Option(help="Decides data, training and search.", min=0)] = 0,
+    _json: Json = False,
 ) -> None:
     """Show the whole loop on a small built-in data set, in minutes on a CPU."""
+    from dataclasses import asdict
     from pathlib import Path
 
     from detofa.demo import run_demo
 
-    run_demo(Path(output), seed=seed)
+    found = run_demo(Path(output), seed=seed)
+    rows = [asdict(row) for row in found.rows]
+    checks = [asdict(check) for check in found.checks]
+    facts = dict(found.facts)
+    print_record("demo", {"run": output, "facts": facts, "detectors": rows, "checks": checks})

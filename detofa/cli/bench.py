@@ -1,15 +1,14 @@
 """`detofa bench`: how long a detector takes here."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detofa.cli.display import show_table
+from detofa.cli.display import print_record, show_table
 from detofa.cli.models import Model, open_model
-from detofa.cli.options import ModelRuntime, RuntimeOfModel, Seed, Threads
+from detofa.cli.options import Json, ModelRuntime, RuntimeOfModel, Seed, Threads
 
 if TYPE_CHECKING:
     from detofa.runtime.bench import Latency
@@ -31,7 +30,7 @@ def bench(
     ] = None,
     runtime: RuntimeOfModel = ModelRuntime.ONNXRUNTIME,
     seed: Seed = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    _json: Json = False,
 ) -> None:
     """Measure a detector's latency here: percentiles of thread CPU time and of wall time.
 
@@ -46,27 +45,23 @@ def bench(
     latency = _measured(model, runs, threads, batch, runtime, seed)
     ran = {".onnx": runtime.value, ".engine": "tensorrt"}.get(model.suffix, "torch")
     device = _device(model, runtime) if engine is None else engine.gpu.name
-    if as_json:
-        times = {
-            _CLOCKS[name].lower().replace(" ", "_"): None
-            if timing is None
-            else _percentiles(timing)
-            for name, timing in _timings(latency).items()
-        }
-        about = {
-            "model": str(model),
-            "weights_sha256": None if subnet is None else subnet.weights_sha256,
-            "device": device,
-            "image_size": [height, width],
-            "runtime": ran,
-            "precision": precision,
-            "batch": latency.batch,
-            "threads": threads,
-            "runs": latency.wall.count,
-            "p50_error": latency.p50_error,
-        }
-        print(json.dumps(about | times, indent=1))
-        return
+    times = {
+        _CLOCKS[name].lower().replace(" ", "_"): None if timing is None else _percentiles(timing)
+        for name, timing in _timings(latency).items()
+    }
+    about = {
+        "model": model,
+        "weights_sha256": None if subnet is None else subnet.weights_sha256,
+        "device": device,
+        "image_size": [height, width],
+        "runtime": ran,
+        "precision": precision,
+        "batch": latency.batch,
+        "threads": threads,
+        "runs": latency.wall.count,
+        "p50_error": latency.p50_error,
+    }
+    print_record("bench", about | times)
     how = f"input {height}x{width}, batch {latency.batch}, threads {threads}, {ran}, {precision}"
     print(f"{model} on {device}: {how}")
     rows = [

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detofa.cli.display import show_table
-from detofa.cli.options import Seed, parsed
+from detofa.cli.display import print_record, show_table
+from detofa.cli.options import Json, Seed, parsed
 from detofa.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,11 +21,15 @@ def check(
     folder: Folder,
     strict: Annotated[bool, typer.Option(help="Exit 1 for warnings too.")] = False,
     sheet: Annotated[
-        Path | None, typer.Option(help="Write a picture of some images with their boxes.")
+        Path | None,
+        typer.Option(
+            help="Draw up to 12 images with their boxes, faulty ones first.", metavar="FILE"
+        ),
     ] = None,
+    _json: Json = False,
 ) -> None:
     """Count images and boxes, decode every image, and list every fault; exit 1 on errors."""
-    from detofa.data.check import check_dataset
+    from detofa.data.check import check_dataset, draw_contact_sheet
 
     report = check_dataset(folder)
     _show_report(report)
@@ -34,8 +38,10 @@ def check(
     num_warnings = len(report.faults) - report.num_errors
     print(f"{report.num_errors} errors, {num_warnings} warnings")
     if sheet is not None:
-        _draw(report, sheet)
-        print(f"boxes drawn in {sheet}")
+        draw_contact_sheet(report, sheet)
+        print(f"images drawn in {sheet}, faulty ones first")
+    counts = {"num_errors": report.num_errors, "num_warnings": num_warnings}
+    print_record("data_check", {**report.to_json(), **counts, "sheet": sheet})
     if report.num_errors or (strict and num_warnings):
         raise typer.Exit(1)
 
@@ -48,6 +54,7 @@ def split(
     ] = "0.7,0.15,0.15",
     seed: Seed = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what is bad.")] = False,
+    _json: Json = False,
 ) -> None:
     """Say which image is in which split, in detofa_splits.json; nothing is moved."""
     shares = parsed(_parse_fractions, fractions, "--fractions")
@@ -56,12 +63,14 @@ def split(
     from detofa.data.split import split_dataset
 
     path = split_dataset(folder, fractions=shares, seed=seed, skip_bad=skip_bad)
-    rows = []
+    splits = []
     for name in available_splits(folder):
         dataset = load_dataset(folder, name, skip_bad=True)
-        rows.append([name, str(len(dataset.images)), str(sum(dataset.boxes_per_class()))])
-    show_table("", ["split", "images", "boxes"], rows)
+        boxes = int(sum(dataset.boxes_per_class()))
+        splits.append({"split": name, "images": len(dataset.images), "boxes": boxes})
+    show_table("", ["split", "images", "boxes"], [list(map(str, one.values())) for one in splits])
     print(f"wrote {path}")
+    print_record("data_split", {"path": path, "splits": splits})
 
 
 def _show_report(report: "CheckReport") -> None:
@@ -90,20 +99,6 @@ def _show_report(report: "CheckReport") -> None:
         for name in names
     ]
     show_table("", ["class", *(f"boxes in {part.split}" for part in report.splits)], counts)
-
-
-def _draw(report: "CheckReport", sheet: Path) -> None:
-    import dataclasses
-
-    from detofa.data.check import draw_contact_sheet
-    from detofa.data.dataset import load_dataset
-
-    bad = {fault.file for fault in report.faults if fault.severity == "error"}
-    dataset = load_dataset(report.root, report.splits[0].split, skip_bad=True)
-    whole = tuple(image for image in dataset.images if image.path not in bad)
-    if not whole:
-        raise UserError(f"{report.root} has no image that can be drawn; mend the errors above")
-    draw_contact_sheet(dataclasses.replace(dataset, images=whole), sheet)
 
 
 def _parse_fractions(text: str) -> tuple[float, ...]:

@@ -1,13 +1,44 @@
 """What commands show: tables, progress, ages."""
 
 import contextlib
+import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from detofa.files import SCHEMA
 
 _SECONDS_BETWEEN_LINES = 10.0
 _WIDTH_OF_A_FILE = 240  # columns of a table that goes to a file or a pipe
+_records: ContextVar[TextIO | None] = ContextVar("records", default=None)
+
+
+@contextlib.contextmanager
+def records_only() -> Iterator[None]:
+    """Leave the output to what `print_record` prints; all else goes to the error stream."""
+    before = _records.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _records.reset(before)
+
+
+def print_record(kind: str, record: Mapping[str, Any]) -> None:
+    """Print the result of a command as JSON where `--json` asks for it, else nothing.
+
+    Args:
+        kind: What it is; docs/json.md lists all kinds and their fields.
+        record: The fields. Paths are written as text.
+    """
+    output = _records.get()
+    if output is not None:
+        content = {"schema": SCHEMA, "kind": kind, **record}
+        text = json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False, default=str)
+        print(text, file=output, flush=True)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -67,6 +98,14 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / factor:.0f} {unit}"
     return f"{seconds / 86_400:.0f} days"
+
+
+def disk_size(num_bytes: float) -> str:
+    """Write a size for people: `12 kB`, `3.4 MB`, `1.2 GB`."""
+    for limit, factor, unit in ((1e6, 1e3, "kB"), (1e9, 1e6, "MB")):
+        if num_bytes < limit:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes / 1e9:.1f} GB"
 
 
 def age(date: str) -> str:

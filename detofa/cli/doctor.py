@@ -1,13 +1,14 @@
 """`detofa doctor`: what is here, what is missing, and what mends it."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from detofa.cli.display import print_record
 from detofa.cli.measure import TABLES, table_folders
+from detofa.cli.options import Json
 from detofa.errors import UserError
 
 
@@ -16,7 +17,7 @@ def doctor(
         list[str] | None,
         typer.Option(help="Exit 1 unless this is fine, too; see the first column."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    _json: Json = False,
 ) -> None:
     """Say what is here and what is missing, with the command that mends it.
 
@@ -31,13 +32,11 @@ def doctor(
             f"{unknown} is not looked for; there are {', '.join(NAMES)}", param_hint="--require"
         )
     found = examine(Path.cwd(), dict.fromkeys([TABLES, *table_folders()]))
-    if as_json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=1))
-    else:
-        for finding in found:
-            print(f"{finding.state:<8} {finding.name:<12} {finding.says}")
-            if finding.mend:
-                print(f"{'':<21} to mend it: {finding.mend}")
+    print_record("doctor", {"findings": [dataclasses.asdict(finding) for finding in found]})
+    for finding in found:
+        print(f"{finding.state:<8} {finding.name:<12} {finding.says}")
+        if finding.mend:
+            print(f"{'':<21} to mend it: {finding.mend}")
     faults = [
         finding
         for finding in found

@@ -5,13 +5,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detofa.cli.display import shown_progress
+from detofa.cli.display import print_record, shown_progress
 from detofa.cli.models import check_subnet_path
-from detofa.cli.options import Seed, parsed
+from detofa.cli.options import Json, Seed, parsed
 from detofa.cli.runs import data_of_subnet
 from detofa.errors import UserError
 
@@ -115,6 +115,7 @@ def export(
         typer.Option(metavar="DIR", help="Also put it into a repository of Triton's server."),
     ] = None,
     seed: Seed = 0,
+    _json: Json = False,
 ) -> None:
     """Write a detector as one ONNX file, verified against PyTorch, with a manifest beside it.
 
@@ -165,21 +166,20 @@ def export(
             on_progress=on_progress,
         )
     _show_export(exported)
-    model = exported.model_path
     if app is not None:
         from detofa.export.bundle import make_app
 
-        make_app(model, app)
+        make_app(exported.model_path, app)
         print(f"wrote {app}; on the device: `python3 {app.name} predict IMAGES`")
+    engine = None
     if to is Target.TENSORRT:
         engine = _to_tensorrt(exported, sizes, builds or 3, via, images, judge)
-        if engine is None:
-            return
-        model = engine
     if triton is not None:
         from detofa.export.triton import write_triton
 
-        print(f"wrote {write_triton(model, triton)}; `tritonserver --model-repository {triton}`")
+        served = write_triton(engine or exported.model_path, triton)
+        print(f"wrote {served}; `tritonserver --model-repository {triton}`")
+    print_record("export", {"engine": engine, "app": app, "triton": triton, **_record(exported)})
 
 
 def _check_tensorrt(via: Via, *, serves: bool) -> None:
@@ -336,6 +336,16 @@ def _judge(
         reference_ap=ap(torch_detector_of(module, subnet)),
         about={"split": dataset.split, "images": len(dataset.images)},
     )
+
+
+def _record(exported: "Exported") -> dict[str, Any]:
+    return {
+        "model": exported.model_path,
+        "manifest": exported.manifest_path,
+        "precision": exported.manifest.precision,
+        "parity": exported.report.to_json(),
+        "average_precision": exported.manifest.parity["average_precision"],
+    }
 
 
 def _show_export(exported: "Exported") -> None:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detofa.cli.display import show_table, shown_progress
+from detofa.cli.display import print_record, show_table, shown_progress
 from detofa.cli.measure import locate_table
-from detofa.cli.options import DataOfRun, Run, Threads
+from detofa.cli.options import DataOfRun, Json, Run, Threads
 from detofa.cli.runs import find_run
 from detofa.cli.training import training_ranks
 
@@ -52,6 +52,7 @@ def fit(
         int | None, typer.Option(min=0, help="Decides labels and fits.  [default: the run's]")
     ] = None,
     data: DataOfRun = None,
+    _json: Json = False,
 ) -> None:
     """Fit the path filter of a run and compare it with other rankers on the same labels.
 
@@ -103,6 +104,8 @@ def fit(
         print(f"wrote {found.path_filter}/")
     else:
         print(f"nothing is written: {found.path} keeps what it was trained by")
+    written = found.path_filter if _is_new(found) else None
+    print_record("filter", {"run": found.path, "path_filter": written, **report.to_json()})
     if show:
         _show_kept(pruned if _is_new(found) else chooser.ranking.pruned or pruned, found, seed)
 

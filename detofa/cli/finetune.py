@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detofa.cli.options import DataOfRun, RunName, SkipBad, TrainDevice, TrainThreads
+from detofa.cli.display import print_record
+from detofa.cli.options import DataOfRun, Json, RunName, SkipBad, TrainDevice, TrainThreads
 from detofa.cli.runs import run_of_subnet
 from detofa.cli.training import (
     find_place,
@@ -37,6 +38,7 @@ def finetune(
     device: TrainDevice = "auto",
     threads: TrainThreads = None,
     skip_bad: SkipBad = False,
+    _json: Json = False,
 ) -> None:
     """Train a chosen detector alone for a few epochs; the same command resumes it.
 
@@ -84,6 +86,13 @@ def finetune(
         if done.after.ap < done.before.ap:
             print(f"it did not gain: {subnet} is the better one; try a lower --learning-rate")
         print(f"wrote {target}; next: `detofa export {target}`")
+        if ranks.is_first:
+            about = {"run": run.path, "subnet": target, "split": validation.split}
+            ap = {
+                when: {"ap": figures.ap, "ap50": figures.ap50}
+                for when, figures in (("before", done.before), ("after", done.after))
+            }
+            print_record("finetune", {**about, "images": len(validation.images), **ap})
 
 
 def _settings(record: "Subnet", subnet: Path, data: Path | None) -> "TrainConfig":

@@ -3,14 +3,15 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detofa.cli.display import age, show_table, shown_progress
+from detofa.cli.display import age, print_record, show_table, shown_progress
 from detofa.cli.options import (
     Batch,
     ImageSizes,
+    Json,
     Run,
     Threads,
     image_sizes,
@@ -76,6 +77,7 @@ def profile(
         int | None,
         typer.Option(min=0, help="Chooses detectors.  [default: 0; a new one for --verify]"),
     ] = None,
+    _json: Json = False,
 ) -> None:
     """Measure detectors and blocks of a space on a device; writes a latency table.
 
@@ -166,6 +168,7 @@ def _finish(table: "LatencyTable") -> None:
     path = table.save(TABLES)
     _show_profile(table)
     print(f"wrote {path}; next: `detofa search --latency 10ms{table.options}`")
+    print_record("profile", _record(path, table))
 
 
 def _pack(
@@ -199,6 +202,7 @@ def _pack(
     print(f"wrote {path}: {count} models, {path.stat().st_size / 1e6:.0f} MB")
     print(f"next, on the device: `python3 {path.name}`; it needs Python, numpy and {package}")
     print("then here: `detofa profile --from kit-results.json`")
+    print_record("profile_kit", {"path": path, "models": count, "bytes": path.stat().st_size})
 
 
 def _verify(table: "LatencyTable", seed: int | None) -> None:
@@ -241,7 +245,9 @@ def _verify(table: "LatencyTable", seed: int | None) -> None:
             f"the noise floor is {found.noise_floor:.1%}; {4 * FEWEST_SAMPLES} samples and at most "
             f"{NOISIEST:.0%} are needed. Stop other work on this machine and verify again"
         )
-    print(f"wrote {dataclasses.replace(table, verification=found.to_json()).save(TABLES)}")
+    path = dataclasses.replace(table, verification=found.to_json()).save(TABLES)
+    print(f"wrote {path}")
+    print_record("profile_verification", {"table": path, **found.to_json()})
     if not found.passed:
         raise UserError(
             "the table is not as good as it should be; measure it again with more time: "
@@ -249,12 +255,13 @@ def _verify(table: "LatencyTable", seed: int | None) -> None:
         )
 
 
-def devices() -> None:
+def devices(_json: Json = False) -> None:
     """List the devices of this machine, and the latency tables that are here."""
     from detofa.profiling.device import devices_here
     from detofa.profiling.table import read_tables
 
-    for device in devices_here():
+    here = devices_here()
+    for device in here:
         cores = device.details.get("usable_cores")
         print(f"{device.kind}: {device.name}" + (f", {cores} usable cores" if cores else ""))
     found = [entry for folder in table_folders() for entry in read_tables(folder)]
@@ -268,6 +275,13 @@ def devices() -> None:
             _show_table_of(table)
     print("\n`detofa profile` measures this machine (--help: its GPUs, threads, batches; --space);")
     print("another device: `detofa profile --device NAME --runtime RUNTIME --make-kit kit.zip`")
+    tables = [
+        {"path": path, "error": str(table)}
+        if isinstance(table, UserError)
+        else _record(path, table)
+        for path, table in found
+    ]
+    print_record("devices", {"devices": [one.to_json() for one in here], "tables": tables})
 
 
 def table_folders() -> Iterator[Path]:
@@ -318,6 +332,31 @@ def _space(
     found = find_run(run)
     print(f"space of {found.path}")
     return read_supernet_record(found.supernet).space
+
+
+def _record(path: Path, table: "LatencyTable") -> dict[str, Any]:
+    """Return what a table is of and how good it is; the file has the rest."""
+    times = [float(entry["p50_ms"]) for entry in table.detectors]
+    space = table.space
+    return {
+        "path": path,
+        "device": table.device.to_json(),
+        "runtime": table.runtime,
+        "runtime_version": table.runtime_version,
+        "precision": table.precision,
+        "batch": table.batch,
+        "threads": table.threads,
+        "clock": table.clock,
+        "date": table.date,
+        "space": space.name,
+        "num_classes": space.num_classes,
+        "image_sizes": space.image_sizes,
+        "p50_ms": [min(times), max(times)],
+        "noise_floor": table.noise_floor,
+        "held_out": table.held_out,
+        "interval": table.interval,
+        "verification": table.verification,
+    }
 
 
 def _show_profile(table: "LatencyTable") -> None:

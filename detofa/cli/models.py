@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detofa.cli.display import average_precision, show_table
-from detofa.cli.options import ModelRuntime, RuntimeOfModel, SkipBad, Threads
+from detofa.cli.display import average_precision, print_record, show_table
+from detofa.cli.options import Json, ModelRuntime, RuntimeOfModel, SkipBad, Threads
 from detofa.cli.runs import data_of_subnet
 from detofa.errors import UserError
 
@@ -28,11 +28,9 @@ def evaluate(
     threads: Threads = 1,
     runtime: RuntimeOfModel = ModelRuntime.ONNXRUNTIME,
     skip_bad: SkipBad = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    _json: Json = False,
 ) -> None:
     """Measure a detector's COCO average precision on a split; under torchrun, shared."""
-    import json
-
     import torch
 
     from detofa.data.dataset import Category, load_dataset
@@ -50,13 +48,13 @@ def evaluate(
         expected = tuple(Category(id=number, name=name) for number, name in detector.categories)
         dataset = load_dataset(root, split, categories=expected, skip_bad=skip_bad)
         result, _ = evaluate_detector(detector, dataset, ranks=ranks)
-        if as_json:
-            weights = None if subnet is None else subnet.weights_sha256
-            about = {"model": str(model), "weights_sha256": weights}
-            about |= {"data": str(root), "split": dataset.split}
-            figures = {"images": len(dataset.images), **dataclasses.asdict(result)}
-            print(json.dumps({**about, **figures}, indent=1))
+        if not ranks.is_first:
             return
+        weights = None if subnet is None else subnet.weights_sha256
+        about = {"model": model, "weights_sha256": weights}
+        about |= {"data": root, "split": dataset.split}
+        figures = {"images": len(dataset.images), **dataclasses.asdict(result)}
+        print_record("eval", {**about, **figures})
         print(f"{model} on {root}, split {dataset.split}: {len(dataset.images)} images")
         _show_precision(result)
 
@@ -71,6 +69,7 @@ def predict(
     ] = None,
     threads: Threads = 1,
     runtime: RuntimeOfModel = ModelRuntime.ONNXRUNTIME,
+    _json: Json = False,
 ) -> None:
     """Find objects in images; writes pictures with boxes, and predictions.json in COCO's format."""
     from detofa.imaging import read_image
@@ -86,6 +85,8 @@ def predict(
     for detections in found:
         for label in detections.labels:
             counts[detector.class_names[int(label)]] += 1
+    written = {"output": output, "predictions": output / "predictions.json"}
+    print_record("predict", {**written, "images": len(paths), "boxes_per_class": counts})
     show_table("", ["class", "boxes"], [[name, str(count)] for name, count in counts.items()])
     print(f"{sum(counts.values())} boxes in {len(paths)} images; see {output}")
 

@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from detofa.cli.display import records_only
 from detofa.errors import UserError
 from detofa.units import parse_image_size
 
@@ -64,6 +65,24 @@ BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step.")]
 LearningRate = Annotated[float | None, typer.Option(help="Peak rate of AdamW.")]
 TrainDevice = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 TrainThreads = Annotated[int | None, typer.Option(min=1, help="Threads.  [default: all cores]")]
+
+
+def _answer_in_json(context: typer.Context, wanted: bool) -> bool:
+    if wanted and not context.resilient_parsing:  # that is what completion does
+        # The outermost context is closed even if what follows on the command line is wrong.
+        context.find_root().with_resource(records_only())
+    return wanted
+
+
+# Commands print their result by `print_record`, and need not look at this.
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        callback=_answer_in_json,
+        help="Print the result as one JSON record; all else goes to the error stream.",
+    ),
+]
 
 
 def parsed(parse: Callable[[str], Value], text: str, option: str) -> Value:

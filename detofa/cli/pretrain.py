@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from detofa.cli.display import print_record
 from detofa.cli.options import (
     BatchSize,
     ImageSizes,
+    Json,
     LearningRate,
     RunName,
     SkipBad,
@@ -48,6 +50,7 @@ def pretrain(
     device: TrainDevice = "auto",
     threads: TrainThreads = None,
     skip_bad: SkipBad = False,
+    _json: Json = False,
 ) -> None:
     """Train a supernet's backbone to classify images; the same command resumes it.
 
@@ -92,6 +95,7 @@ def import_weights(
         Path | None,
         typer.Option(help="File to write.  [default: the source's name, .safetensors]"),
     ] = None,
+    _json: Json = False,
 ) -> None:
     """Turn published classification weights into a supernet that `detofa train --init` takes."""
     from detofa.errors import UserError
@@ -116,6 +120,7 @@ def import_weights(
     save_supernet(path, supernet, record)
     print(f"wrote {path}: {space.num_classes} classes, space {space.name}")
     print(f"next: `detofa train --space {space.name} --init {path} --data DIR`")
+    print_record("import", {"path": path, "space": space.name, "num_classes": space.num_classes})
 
 
 def default_output(source: str) -> Path:

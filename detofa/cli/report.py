@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from detofa.cli.display import print_record
 from detofa.cli.measure import table_folders
-from detofa.cli.options import DataOfRun
+from detofa.cli.options import DataOfRun, Json
 from detofa.cli.runs import find_run
 
 if TYPE_CHECKING:
@@ -31,16 +32,12 @@ def report(
         ),
     ] = None,
     data: DataOfRun = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the page's texts and tables as JSON.")
-    ] = False,
+    _json: Json = False,
 ) -> None:
     """Write what a run found as one HTML file that needs no network.
 
     What the run lacks is left out, with the command that makes it.
     """
-    import json
-
     target = output
     if target is not None and target.suffix not in (".html", ".htm"):
         raise typer.BadParameter(f"should end in .html, got {target}", param_hint="--output")
@@ -53,9 +50,7 @@ def report(
     made = report_of(Source.of(found, _tables(found, table), data))
     path = found.path / "report.html" if target is None else target
     write_page(path, made)
-    if as_json:
-        print(json.dumps({"output": str(path), **made.to_json()}, indent=1, allow_nan=False))
-        return
+    print_record("report", {"output": path, **made.to_json()})
     for section in made.sections:
         if section.missing is not None:
             print(f"{section.title}: {section.missing}")

@@ -1,38 +1,96 @@
 """`detofa runs`, and finding the run or the data set that a command means."""
 
-import time
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detofa.cli.display import average_precision, duration, show_table
+from detofa.cli.display import age, average_precision, disk_size, print_record, show_table
+from detofa.cli.options import Json
 from detofa.errors import UserError
 
 if TYPE_CHECKING:
     from detofa.subnet import Subnet
     from detofa.train.run import RunFolder
 
-app = typer.Typer(help="Look at training runs.")
+app = typer.Typer(help="Look at training runs, or remove them.")
 
 
 @app.callback()
 def _runs() -> None:
-    """Look at training runs."""
+    """Look at training runs, or remove them."""
 
 
 @app.command("list")
-def list_runs() -> None:
-    """List the runs under runs/, the newest first."""
+def list_runs(_json: Json = False) -> None:
+    """List the runs under runs/, the newest first, with what they take on the disk."""
     from detofa.train.run import RUNS, RunFolder
 
     found = [RunFolder(path=path.parent) for path in RUNS.glob("*/config.toml")]
+    found.sort(key=_changed, reverse=True)
+    records = [_record(run) for run in found]
+    taken = sum(record["bytes"] for record in records)
+    print_record("runs", {"runs": records, "bytes": taken})
     if not found:
         print(f"no runs under {RUNS}/; make one with `detofa train --data DIR`")
         return
-    found.sort(key=_changed, reverse=True)
-    columns = ["run", "space", "data", "steps", "state", "AP largest", "AP smallest", "age"]
-    show_table("", columns, [_row(run) for run in found])
+    columns = ["run", "space", "data", "steps", "state", "AP largest", "AP smallest", "age", "disk"]
+    show_table("", columns, [_row(record) for record in records])
+    print(f"{disk_size(taken)} in all; `detofa runs rm NAME` removes one")
+
+
+@app.command("rm")
+def remove_runs(
+    names: Annotated[
+        list[str], typer.Argument(help="Names of runs under runs/.", metavar="NAME...")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    _json: Json = False,
+) -> None:
+    """Remove runs for good, after asking; says what was freed.
+
+    A run that is being trained stays, and so does what is no run. Of links, only the links go.
+    """
+    found = [_run_to_remove(name) for name in dict.fromkeys(names)]
+    told = ", ".join(f"{run.path} ({disk_size(run.disk_bytes())})" for run in found)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError(f"this would remove {told}; say --yes where nobody can be asked")
+        typer.confirm(f"remove {told} for good?", abort=True, err=True)
+    removed: list[dict[str, Any]] = []
+    for run in found:
+        removed.append({"name": run.path.name, "path": run.path, "bytes": run.remove()})
+        print(f"removed {run.path}: {disk_size(removed[-1]['bytes'])}")
+    print_record("removed_runs", {"runs": removed, "bytes": sum(one["bytes"] for one in removed)})
+
+
+def _run_to_remove(name: str) -> "RunFolder":
+    """Return the run of a name, `runs/` before it or not, that may be removed.
+
+    Raises:
+        UserError: it is no run, or not a folder of its own under `runs/`.
+    """
+    from detofa.train.run import RUNS, RunFolder
+
+    plain = name.removeprefix(f"{RUNS}/").rstrip("/")
+    run = RunFolder(path=RUNS / plain)
+    if Path(plain).name != plain or plain in ("", ".", ".."):
+        raise UserError(
+            f"{name!r} should be the name of a run under {RUNS}/; see `detofa runs list`"
+        )
+    if not run.path.is_dir():
+        raise UserError(f"there is no run {run.path}; see `detofa runs list`")
+    if run.path.is_symlink():
+        raise UserError(f"{run.path} is a link, which is left alone; remove it by hand")
+    try:
+        run.load_config()
+    except UserError as error:
+        raise UserError(
+            f"{run.path} is left alone, since it may be no run ({error}); remove it by hand"
+        ) from error
+    return run
 
 
 def _changed(run: "RunFolder") -> float:
@@ -40,22 +98,39 @@ def _changed(run: "RunFolder") -> float:
     return max(path.stat().st_mtime for path in paths if path.is_file())
 
 
-def _row(run: "RunFolder") -> list[str]:
+def _record(run: "RunFolder") -> dict[str, Any]:
+    """Return what is to be told of a run; if it is broken, only that and its size."""
+    changed = datetime.fromtimestamp(_changed(run), UTC).isoformat(timespec="seconds")
+    about = {"name": run.path.name, "path": run.path, "changed": changed, "bytes": run.disk_bytes()}
     try:
         config, step, metrics = run.load_config(), run.saved_step(), run.read_metrics()
     except UserError as error:
-        return [run.path.name, "-", "-", "-", f"broken: {error}", "-", "-", "-"]
+        return about | {"error": str(error)}
     evaluated = [record["ap"] for record in metrics if "ap" in record]
-    ap = evaluated[-1] if evaluated else {}
+    return about | {
+        "space": config.space,
+        "data": config.data,
+        "step": step,
+        "steps": config.steps,
+        "state": "finished" if step >= config.steps else "resumable",
+        "ap": evaluated[-1] if evaluated else {},
+    }
+
+
+def _row(record: dict[str, Any]) -> list[str]:
+    when, disk = age(record["changed"]), disk_size(record["bytes"])
+    if "error" in record:
+        return [record["name"], *"---", f"broken: {record['error']}", *"--", when, disk]
     return [
-        run.path.name,
-        config.space,
-        config.data,
-        f"{step} of {config.steps}",
-        "finished" if step >= config.steps else "resumable",
-        average_precision(ap.get("largest")),
-        average_precision(ap.get("smallest")),
-        duration(time.time() - _changed(run)),
+        record["name"],
+        record["space"],
+        record["data"],
+        f"{record['step']} of {record['steps']}",
+        record["state"],
+        average_precision(record["ap"].get("largest")),
+        average_precision(record["ap"].get("smallest")),
+        when,
+        disk,
     ]
 
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from detofa.cli.display import average_precision, show_table, shown_progress
+from detofa.cli.display import average_precision, print_record, show_table, shown_progress
+from detofa.cli.front import show_front
 from detofa.cli.measure import locate_table
 from detofa.cli.options import (
     Batch,
     DataOfRun,
+    Json,
     Run,
     Seed,
     TablePrecision,
@@ -71,6 +73,7 @@ def search(
     seed: Seed = 0,
     data: DataOfRun = None,
     output: Annotated[Path, typer.Option(help="The file to write.")] = Path("subnet.json"),
+    _json: Json = False,
 ) -> None:
     """Find the best detector for a budget; writes subnet.json and the weights beside it."""
     budgets = [latency is not None, throughput is not None, macs is not None, pareto]
@@ -174,6 +177,17 @@ def _choose(
     _copy(choice.subnet, output, kept)
 
     def show() -> None:
+        record = {
+            "run": chooser.run.path,
+            "subnet": output,
+            "weights": output.parent / choice.subnet.weights_file,
+            "copy": kept,
+            "budget": {"kind": budget.kind, "limit": budget.limit, "unit": budget.unit},
+            "finalists": [item.to_json() for item in choice.finalists],
+            "reachable": choice.reachable,
+            "notes": choice.notes,
+        }
+        print_record("search", record)
         marks = ["chosen", *[""] * (len(choice.finalists) - 1)]
         what = "MACs" if budget.kind == "macs" else budget.kind
         _show(f"{what} at most {typed}", choice.finalists, marks)
@@ -212,8 +226,15 @@ def _front(chooser: "Chooser", run: "RunFolder", caps: Caps) -> Callable[[], Non
 
     def show() -> None:
         files = [str(run.subnets / f"front-{index}.json") for index in range(len(front))]
+        points = [
+            {"subnet": file, **item.to_json()} for file, item in zip(files, front, strict=True)
+        ]
+        pareto = run.path / "pareto.json"
+        print_record("front", {"run": run.path, "pareto": pareto, "points": points})
         _show("the front, cheapest first", front, files)
-        print(f"wrote {run.path / 'pareto.json'} and {len(front)} subnets")
+        if len(front) > 1:
+            show_front(front)
+        print(f"wrote {pareto} and {len(front)} subnets")
         if files:
             print(f"next: `detofa export {files[-1]}`")
 

@@ -1,11 +1,11 @@
 """`detofa space`: what a search space holds."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detofa.cli.display import show_table
-from detofa.cli.options import ImageSizes, image_sizes
+from detofa.cli.display import print_record, show_table
+from detofa.cli.options import ImageSizes, Json, image_sizes
 from detofa.units import format_count
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def show(
     name: Annotated[str | None, typer.Argument(help="A space; all that ship if left out.")] = None,
     image_size: ImageSizes = None,
     num_classes: Annotated[int, typer.Option(min=1, help="Classes of the data.")] = 80,
+    _json: Json = False,
 ) -> None:
     """Show a space's exact size, its choices, and the range of compute and parameters."""
     sizes = image_sizes(image_size)
@@ -32,12 +33,14 @@ def show(
 
     if name is None:
         spaces = [preset(each, num_classes=num_classes, image_sizes=sizes) for each in PRESETS]
+        print_record("spaces", {"spaces": [_summary(space) for space in spaces]})
         columns = ["space", "detectors", "input sizes", "MACs", "parameters"]
-        show_table("", columns, [_summary(space) for space in spaces])
+        show_table("", columns, [_row(space) for space in spaces])
         print("`detofa space show NAME` shows the choices of one")
         return
     space = preset(name, num_classes=num_classes, image_sizes=sizes)
-    _, _, sizes_text, macs, params = _summary(space)
+    print_record("space", {**_summary(space), "space": space.to_json()})
+    _, _, sizes_text, macs, params = _row(space)
     print(f"{space.name}: {space.size:,} detectors, {num_classes} classes, input {sizes_text}")
     print(f"smallest to largest: {macs} MACs, {params} parameters")
     rows = [
@@ -73,14 +76,25 @@ def _show_parts(space: "SearchSpace") -> None:
     show_table("", columns, rows)
 
 
-def _summary(space: "SearchSpace") -> list[str]:
+def _summary(space: "SearchSpace") -> dict[str, Any]:
     from detofa.profiling.cost import arch_macs, arch_num_params
 
     ends = (space.smallest, space.largest)
-    macs = [format_count(arch_macs(space, arch)) for arch in ends]
-    params = [format_count(arch_num_params(space, arch)) for arch in ends]
+    return {
+        "name": space.name,
+        "detectors": space.size,
+        "num_classes": space.num_classes,
+        "image_sizes": space.image_sizes,
+        "macs": [arch_macs(space, arch) for arch in ends],
+        "num_params": [arch_num_params(space, arch) for arch in ends],
+    }
+
+
+def _row(space: "SearchSpace") -> list[str]:
+    summary = _summary(space)
     sizes = ", ".join(f"{height}x{width}" for height, width in space.image_sizes)
-    return [space.name, f"{space.size:.3g}", sizes, " to ".join(macs), " to ".join(params)]
+    ranges = [" to ".join(map(format_count, summary[cost])) for cost in ("macs", "num_params")]
+    return [space.name, f"{space.size:.3g}", sizes, *ranges]
 
 
 def _options(values: tuple[int, ...]) -> str:

@@ -8,6 +8,7 @@ import typer
 from detofa.cli.options import (
     BatchSize,
     ImageSizes,
+    Json,
     LearningRate,
     RunName,
     SkipBad,
@@ -63,6 +64,7 @@ def train(
     device: TrainDevice = "auto",
     threads: TrainThreads = None,
     skip_bad: SkipBad = False,
+    _json: Json = False,
 ) -> None:
     """Train a supernet on your data; the same command resumes a run that was stopped.
 

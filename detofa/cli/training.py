@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import typer
 
-from detofa.cli.display import average_precision, duration
+from detofa.cli.display import average_precision, duration, print_record
 from detofa.errors import UserError
 
 if TYPE_CHECKING:
@@ -233,6 +233,21 @@ def run_training(
     waited = run.share_waited()
     if waited is not None:
         print(f"data was waited for {waited:.1%} of the time")
+    if ranks.is_first:
+        evaluated = [
+            record for record in run.read_metrics() if not _FIGURES.keys().isdisjoint(record)
+        ]
+        print_record(
+            "training",
+            {
+                "run": run.path,
+                "task": config.task,
+                "weights": run.weights(config.task),
+                "steps": config.steps,
+                "evaluation": evaluated[-1] if evaluated else None,
+                "share_waited": waited,
+            },
+        )
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """Check a data set: count, decode every image, find copies across splits, draw the boxes."""
 
 import math
+import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -19,9 +21,10 @@ from detofa.data.dataset import (
 )
 from detofa.data.records import Fault, ImageRecord
 from detofa.errors import UserError
-from detofa.imaging import letterbox, read_image
+from detofa.imaging import IMAGE_SUFFIXES, letterbox, read_image
 
 _TILE_SIZE = (288, 384)
+_FAULT = "#8b0000"
 _COLOURS = (
     "#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231",
     "#911eb4", "#42d4f4", "#f032e6", "#bfef45", "#fabed4",
@@ -51,6 +54,22 @@ class SplitReport:
     image_sizes: Mapping[tuple[int, int], int]
     box_side_percentiles: tuple[float, float, float] | None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        sizes = [
+            {"height": height, "width": width, "images": count}
+            for (height, width), count in self.image_sizes.items()
+        ]
+        return {
+            "split": self.split,
+            "num_images": self.num_images,
+            "num_images_without_boxes": self.num_images_without_boxes,
+            "num_boxes": self.num_boxes,
+            "boxes_per_class": dict(self.boxes_per_class),
+            "image_sizes": sizes,
+            "box_side_percentiles": self.box_side_percentiles,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
@@ -74,6 +93,16 @@ class CheckReport:
     def num_errors(self) -> int:
         """Number of faults that stop training unless bad images are skipped."""
         return sum(fault.severity == "error" for fault in self.faults)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        return {
+            "root": str(self.root),
+            "layout": self.layout,
+            "splits": [part.to_json() for part in self.splits],
+            "faults": [asdict(fault) | {"file": str(fault.file)} for fault in self.faults],
+            "copies": [[str(path) for path in paths] for paths in self.copies],
+        }
 
 
 def check_dataset(root: Path) -> CheckReport:
@@ -125,25 +154,44 @@ def check_dataset(root: Path) -> CheckReport:
     )
 
 
-def draw_contact_sheet(dataset: DetectionDataset, path: Path, count: int = 12) -> None:
+def draw_contact_sheet(report: CheckReport, path: Path, count: int = 12) -> None:
     """Draw images with their boxes and class names into one PNG or JPEG file.
 
+    Those that something is wrong with come first, in the order of the faults, each with the first
+    of its faults below it; the others are spread evenly over all splits.
+
     Args:
-        dataset: A split.
+        report: What `check_dataset` found.
         path: The picture to write.
-        count: Number of images, spread evenly over the split.
+        count: Number of images, at most.
 
     Raises:
-        UserError: an image cannot be read, or the picture cannot be written.
+        UserError: there is no image at all, or the picture cannot be written.
     """
-    chosen = np.unique(np.linspace(0, len(dataset.images) - 1, max(1, count)).round().astype(int))
+    images: dict[Path, tuple[ImageRecord, DetectionDataset]] = {}
+    for part in report.splits:
+        dataset = load_dataset(report.root, part.split, skip_bad=True)
+        images |= {image.path: (image, dataset) for image in dataset.images}
+    reasons: dict[Path, str] = {}
+    for fault in report.faults:
+        if fault.file in images or fault.file.suffix.lower() in IMAGE_SUFFIXES:
+            reasons.setdefault(fault.file, fault.reason)
+    chosen = list(reasons)[:count]
+    rest = [path for path in images if path not in reasons]
+    spread = np.linspace(0, len(rest) - 1, min(len(rest), count - len(chosen)))
+    chosen += [rest[index] for index in np.unique(spread.round().astype(int))]
+    if not chosen:
+        raise UserError(f"{report.root} has no image that could be drawn; mend what is told above")
     num_columns = math.ceil(math.sqrt(len(chosen)))
     num_rows = math.ceil(len(chosen) / num_columns)
     height, width = _TILE_SIZE
     sheet = Image.new("RGB", (num_columns * width, num_rows * height))
-    for position, index in enumerate(chosen):
+    for position, file in enumerate(chosen):
         row, column = divmod(position, num_columns)
-        sheet.paste(_tile(dataset, dataset.images[index]), (column * width, row * height))
+        tile = _tile(file, images.get(file))
+        if file in reasons:
+            _write_below(tile, f"{file.name}: {reasons[file]}")
+        sheet.paste(tile, (column * width, row * height))
     with files.atomic_path(path) as temporary:
         sheet.save(temporary, format="JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")
 
@@ -176,9 +224,16 @@ def _report(dataset: DetectionDataset, images: list[ImageRecord]) -> SplitReport
     )
 
 
-def _tile(dataset: DetectionDataset, image: ImageRecord) -> Image.Image:
-    pixels, box = letterbox(read_image(image.path), _TILE_SIZE, fill=32)
+def _tile(path: Path, annotated: tuple[ImageRecord, DetectionDataset] | None) -> Image.Image:
+    """Return an image with the boxes that are known; an empty tile if it cannot be read."""
+    try:
+        pixels, box = letterbox(read_image(path), _TILE_SIZE, fill=32)
+    except UserError:
+        return Image.new("RGB", _TILE_SIZE[::-1], (32, 32, 32))
     tile = Image.fromarray(pixels)
+    if annotated is None:
+        return tile
+    image, dataset = annotated
     draw = ImageDraw.Draw(tile)
     font = ImageFont.load_default(size=11)
     for corners, label in zip(box.to_input(image.boxes_xyxy), image.labels, strict=True):
@@ -190,3 +245,13 @@ def _tile(dataset: DetectionDataset, image: ImageRecord) -> Image.Image:
         draw.rectangle(draw.textbbox(anchor, name, font=font), fill=colour)
         draw.text(anchor, name, fill="black", font=font)
     return tile
+
+
+def _write_below(tile: Image.Image, text: str) -> None:
+    """Write what is wrong into the lowest lines of a tile, cut off where it does not fit."""
+    draw, font = ImageDraw.Draw(tile), ImageFont.load_default(size=11)
+    height, width = _TILE_SIZE
+    lines = textwrap.wrap(text, 64, max_lines=3, placeholder=" ...")
+    top = height - 14 * len(lines) - 4
+    draw.rectangle((0, top, width, height), fill=_FAULT)
+    draw.text((4, top + 2), "\n".join(lines), fill="white", font=font, spacing=2)

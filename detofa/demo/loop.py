@@ -86,7 +86,7 @@ def run_demo(
     seed: int = 0,
     size: DemoSize = DemoSize(),
     tables: Path = Path("latency_tables"),
-) -> None:
+) -> Summary:
     """Make data, train, profile, choose at three budgets, export, measure; print what came out.
 
     Everything goes to `folder`, a run like any other, but for the latency table; what an earlier
@@ -97,6 +97,9 @@ def run_demo(
         seed: Decides data, training, profile and search.
         size: How much is done.
         tables: Where the latency table goes.
+
+    Returns:
+        What came out.
 
     Raises:
         UserError: the folder holds another run, or something is not installed.
@@ -129,6 +132,7 @@ def run_demo(
     )
     _write(run, table, summary)
     show.outcome(folder, summary)
+    return summary
 
 
 # ---- the steps ----------------------------------------------------------------------------

@@ -95,10 +95,10 @@ class FilterReport:
             for name, found in self.reliability.items()
         ]
 
-    def save(self, path: Path) -> None:
-        """Write the report as JSON."""
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
         reliability = {name: asdict(found) for name, found in self.reliability.items()}
-        record = {
+        return {
             "quality": self.quality.to_json(),
             "reliability": reliability,
             "label_seconds": self.label_seconds,
@@ -107,7 +107,10 @@ class FilterReport:
             "bins": self.bins.to_json(),
             "advice": self.quality.advice(),
         }
-        write_json(path, _KIND, record)
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON."""
+        write_json(path, _KIND, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> "FilterReport":

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from detofa.train.config import TrainConfig, read_recipe
 from detofa.train.supernet_record import TRAIN, earlier_state, read_header
 
 RUNS = Path("runs")
+_BYTES_OF_BLOCK = 512  # of st_blocks, whatever the file system's own are
 _METRICS_BEGIN = json.dumps({"schema": SCHEMA, "kind": "metrics"}) + "\n"
 _PACKAGES = ("detofa", "numpy", "torch", "torchvision", "onnxruntime", "faster-coco-eval")
 
@@ -108,6 +110,46 @@ class RunFolder:
                     "another --name"
                 ) from error
             yield
+
+    def disk_bytes(self) -> int:
+        """Return the space that the folder takes on the disk, without what links lead to.
+
+        A file with several names counts once.
+        """
+        found = {}
+        for inside, folders, names in os.walk(self.path):
+            for name in (".", *folders, *names):
+                with contextlib.suppress(OSError):  # a file that has gone since it was listed
+                    one = os.lstat(os.path.join(inside, name))
+                    found[one.st_dev, one.st_ino] = one.st_blocks * _BYTES_OF_BLOCK
+        return sum(found.values())
+
+    def remove(self) -> int:
+        """Remove the folder; of links, the links alone.
+
+        The settings go last, so that a removal that is cut short can be repeated.
+
+        Returns:
+            What it took on the disk, in bytes.
+
+        Raises:
+            UserError: another process trains there, or something cannot be removed.
+        """
+        with self.claimed():
+            taken = self.disk_bytes()
+            try:
+                for path in sorted(self.path.iterdir(), key=lambda path: path == self.config):
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
+                self.path.rmdir()
+            except OSError as error:
+                raise UserError(
+                    f"cannot remove all of {self.path}: {error.strerror or error} "
+                    f"({error.filename}); mend that and repeat the command"
+                ) from error
+        return taken
 
     @property
     def path_filter(self) -> Path:

@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from detofa.data.check import check_dataset, draw_contact_sheet
-from detofa.data.dataset import load_dataset
 from detofa.errors import UserError
 
 CATS = [(3, "cat"), (17, "dog")]
@@ -90,7 +89,7 @@ def test_boxes_are_drawn_where_they_are(tmp_path, make_coco):
     root = make_coco(tmp_path, {"train": [[(3, (12, 10, 30, 20))]] * 5}, CATS, size=(48, 64))
     for path in (root / "images").iterdir():
         Image.new("RGB", (64, 48)).save(path)
-    draw_contact_sheet(load_dataset(root, "train"), tmp_path / "sheet.png", 4)
+    draw_contact_sheet(check_dataset(root), tmp_path / "sheet.png", 4)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (768, 576)
         tile = sheet.crop((0, 0, 384, 288))  # six times the image
@@ -100,11 +99,36 @@ def test_boxes_are_drawn_where_they_are(tmp_path, make_coco):
     assert coloured[2:] == (253, 181)
 
 
+def test_faulty_images_are_drawn_first_with_what_is_wrong(tmp_path, make_coco):
+    good = [(3, (12, 10, 30, 20))]
+    outside = [(3, (40, 10, 50, 20))]
+    splits = {"train": [good] * 3 + [outside], "val": [good] * 2}
+    root = make_coco(tmp_path, splits, CATS[:1], size=(48, 64))
+    paths = sorted((root / "images").iterdir())
+    for path in paths:
+        Image.new("RGB", (64, 48), (0, 0, 80 + paths.index(path))).save(path)
+    paths[-1].write_bytes(b"no picture")
+    paths[0].unlink()
+    report = check_dataset(root)
+    assert report.num_errors == 2
+    draw_contact_sheet(report, tmp_path / "sheet.png", 4)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (768, 576)
+        tiles = [sheet.crop((x, y, x + 384, y + 288)) for y in (0, 288) for x in (0, 384)]
+    told = [tile.getpixel((1, 286)) == (139, 0, 0) for tile in tiles]
+    assert told == [True, True, True, False]  # two errors, a warning, a whole image
+    empty = [tile.getpixel((3, 3)) == (32, 32, 32) for tile in tiles]
+    assert empty == [True, True, False, False]
+    draw_contact_sheet(report, tmp_path / "small.png", 1)
+    with Image.open(tmp_path / "small.png") as sheet:
+        assert sheet.size == (384, 288)
+
+
 def test_a_sheet_that_cannot_be_written_is_a_plain_error(tmp_path, make_coco):
-    dataset = load_dataset(make_coco(tmp_path, {"train": [[(3, (1, 1, 5, 5))]]}, CATS), "train")
+    report = check_dataset(make_coco(tmp_path, {"train": [[(3, (1, 1, 5, 5))]]}, CATS))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
-        draw_contact_sheet(dataset, tmp_path / "file" / "sheet.png", 1)
+        draw_contact_sheet(report, tmp_path / "file" / "sheet.png", 1)
 
 
 def test_a_missing_image_of_the_annotation_is_named_with_it(tmp_path, make_coco):
