@@ -24,6 +24,7 @@ from detofa.errors import UserError
 from detofa.files import files_in
 
 _MOST_YAML_BYTES = 1 << 17  # the names of a thousand classes take some 20 KB
+_DEEPEST = 50  # lists of a YAML file in each other
 _NOT_NORMALISED = 2.0  # a fraction of the image may pass 1 by a little, pixels pass this
 
 
@@ -137,6 +138,12 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no annotatio
         if self.check_event(yaml.AliasEvent):
             raise ValueError("it has aliases; write out what they stand for")
         return super().compose_node(parent, index)
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Refuse lists in lists in lists: what they take grows with the square of their depth."""
+        if self.flow_level >= _DEEPEST:
+            raise ValueError(f"it has lists nested more than {_DEEPEST} deep")
+        super().fetch_flow_collection_start(token)
 
 
 def _whole_number(loader: Any, node: Any) -> int:
