@@ -95,9 +95,7 @@ def profile(
     Raises:
         UserError: the run has no supernet, or ONNX Runtime is missing.
     """
-    table = measure_table(
-        ProfilePlan.draw(Chooser(run).space, seed=seed), budget_seconds=seconds
-    )
+    table = measure_table(ProfilePlan.draw(Chooser(run).space, seed=seed), budget_seconds=seconds)
     table.save(tables)
     return table
 
@@ -140,9 +138,7 @@ def search(
     return chooser.choose(budget, output, top_k=top_k, command=command_line())
 
 
-def export(
-    subnet: Path, data: Path, output: Path | None = None, *, seed: int = 0
-) -> Exported:
+def export(subnet: Path, data: Path, output: Path | None = None, *, seed: int = 0) -> Exported:
     """Write a detector as an ONNX file in fp32, compared with PyTorch on validation images.
 
     Average precision is not compared, nor is a lower precision made: `detofa export` does both.

@@ -10,7 +10,7 @@ from tests.docs.blocks import ROOT
 
 pytest.importorskip("torch")
 
-from tools.reference import FILES, FOLDER, PAGES, documented  # noqa: E402
+from tools.reference import FILES, FOLDER, PAGES, documented
 
 
 @pytest.mark.parametrize("name", PAGES)
