@@ -92,7 +92,7 @@ def test_every_command_is_there_and_knows_its_options(block, tmp_path, monkeypat
         "detofa search --latencies 3ms",
         "detofa export",
         "detofa runs show",
-        "torchrun --nproc-per-nod 2 -m detofa train --data mydata",
+        "torchrun --processes 2 -m detofa train --data mydata",
         "torchrun --nproc-per-node 2 -m detofa train --dat mydata",
         "python -m benchmarks.latency TABLE --prediction-count 3",
         "python -m benchmarks.nothing",
