@@ -7,6 +7,7 @@ import runpy
 import shlex
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,9 @@ def _check_benchmark(module: str, words: Sequence[str]) -> None:
     argparse.ArgumentParser.parse_args = parse  # type: ignore[method-assign, assignment]
     sys.argv = [module, *words]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # another test has imported it
+            runpy.run_module(module, run_name="__main__", alter_sys=False)
     except _ParsedError:
         return
     finally:
