@@ -3,7 +3,7 @@
 # pyproject.toml allows. Each has an environment of its own.
 COMMA := ,
 VENV ?= .venv$(if $(LOCKED),-locked)$(if $(LOWEST),-lowest)
-EXTRAS ?= all,dev$(if $(LOWEST),,$(COMMA)supply)
+EXTRAS ?= all,dev$(if $(LOWEST),,$(COMMA)docs$(COMMA)supply)
 ARGS ?=
 LOCK := requirements/demo.txt
 BIN = $(VENV)/bin
@@ -11,7 +11,7 @@ STAMP = $(VENV)/.detofa-installed
 PIP = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help install demo test test-slow test-lowest check lint types format clean
-.PHONY: lock audit licences sbom bench
+.PHONY: lock audit licences sbom bench docs reference
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,8 @@ help:
 	@echo "make bench      speed beside once-for-all's own code; ARGS=\"--data BCCD --run RUN\" for all"
 	@echo "make lock       write $(LOCK): the versions installed in $(VENV)"
 	@echo "make audit, licences, sbom   what is known of these: faults, licences, a CycloneDX file"
+	@echo "make docs       build the documentation into build/site; make reference writes what"
+	@echo "                docs/reference has of commands and files, from the code"
 	@echo "make clean      remove caches and builds (runs and the environment stay)"
 	@echo "VENV=$(VENV)  PYTHON=an interpreter of your choice  ARGS=\"more arguments\""
 
@@ -84,6 +86,13 @@ licences: $(STAMP)
 sbom: $(STAMP)
 	@mkdir -p build
 	"$(BIN)/python" -m cyclonedx_py requirements --output-reproducible -o build/sbom.json $(LOCK)
+
+# Any warning, such as of a link to nowhere, stops it.
+docs: $(STAMP)
+	"$(BIN)/python" -m mkdocs build --quiet --strict
+
+reference: $(STAMP)
+	"$(BIN)/python" -m tools.reference
 
 lint: $(STAMP)
 	"$(BIN)/ruff" check .

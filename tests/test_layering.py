@@ -39,6 +39,7 @@ ORDER = [
     "choose",
     "report",
     "recipes",
+    "loop",
     "demo",
     "doctor",
     "cli",
@@ -53,6 +54,7 @@ ADDED = {
     "predictor",
     "reachable",
     "choose",
+    "loop",
     "demo",
     "doctor",
 }

@@ -1,0 +1,168 @@
+"""The loop in Python: train, profile, search, export; each does what the command of its name does.
+
+For notebooks and scripts; docs/notebook.md shows all four.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from detofa.blocks import NeckHead
+from detofa.choose.chooser import Chooser
+from detofa.choose.records import Budget, Choice
+from detofa.data.dataset import load_dataset
+from detofa.errors import UserError
+from detofa.export.export import Exported, export_subnet
+from detofa.imaging import read_image
+from detofa.profiling.measure import ProfilePlan, measure_table
+from detofa.profiling.table import LatencyTable
+from detofa.supernet.decode import DecodedDetector
+from detofa.train.checkpoint import load_subnet
+from detofa.train.config import TrainConfig
+from detofa.train.detection import DetectionTask
+from detofa.train.method import train_by_method
+from detofa.train.run import RunFolder, command_line
+from detofa.train.trainer import Observer, Trainer
+
+_IMAGES_TO_VERIFY = 8
+
+
+class Silent:
+    """An observer of training that says nothing."""
+
+    def on_step(self, step: int, steps: int, loss: float, images_per_s: float) -> None:
+        """Let a step pass."""
+
+    def on_evaluation(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Let an evaluation pass."""
+
+
+def train(
+    config: TrainConfig, folder: Path, *, observer: Observer | None = None, device: str = "cpu"
+) -> RunFolder:
+    """Train a supernet, or resume the run that lies in a folder, to its last step.
+
+    Args:
+        config: The settings; `detofa.recipes` has some to start from.
+        folder: The run's folder; commands find it under `runs/`.
+        observer: Told of every step and evaluation.
+        device: Where tensors live, as PyTorch names it.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: the data are faulty, or the folder holds a run with other settings, or one that
+            another process trains.
+    """
+    run = RunFolder(path=folder)
+    root = Path(config.data)
+    training = load_dataset(root, "train")
+    validation = load_dataset(root, "val", categories=training.categories)
+    with run.claimed():
+        if run.config.is_file() and run.load_config() != config:
+            raise UserError(
+                f"{folder} holds a run with other settings; use the same ones to resume it, or "
+                "choose another folder"
+            )
+        config.save(run.config)
+        run.write_environment(command_line())
+        task = DetectionTask(config, train=training, validation=validation)
+        trainer = Trainer(config, task, run, torch.device(device))
+        if trainer.step == 0 and run.metrics.is_file():
+            run.forget_after(0)  # lines of a run that was killed before its first checkpoint
+        train_by_method(trainer, observer or Silent(), lambda: False)
+    return run
+
+
+def profile(
+    run: RunFolder,
+    *,
+    seconds: float | None = None,
+    tables: Path = Path("latency_tables"),
+    seed: int = 0,
+) -> LatencyTable:
+    """Measure the space of a run on this machine's processor, on one thread; writes the table.
+
+    Args:
+        run: A trained run.
+        seconds: Wall time to stay within, about; all passes if not given.
+        tables: The folder of tables.
+        seed: Chooses the detectors that are measured.
+
+    Raises:
+        UserError: the run has no supernet, or ONNX Runtime is missing.
+    """
+    table = measure_table(ProfilePlan.draw(Chooser(run).space, seed=seed), budget_seconds=seconds)
+    table.save(tables)
+    return table
+
+
+def search(
+    run: RunFolder,
+    output: Path = Path("subnet.json"),
+    *,
+    latency_ms: float | None = None,
+    macs: float | None = None,
+    table: LatencyTable | None = None,
+    labels: int = 24,
+    top_k: int = 5,
+    seed: int = 0,
+) -> Choice:
+    """Find the best detector within a budget; writes subnet.json and the weights beside it.
+
+    Args:
+        run: A trained run.
+        output: The subnet.json to write.
+        latency_ms: Budget in milliseconds, on the device of `table`.
+        macs: Budget in multiply-accumulates; give one of the two.
+        table: A latency table of the run's space.
+        labels: Paths evaluated to fit the predictor of AP.
+        top_k: Finalists evaluated for real.
+        seed: Same seed, same result.
+
+    Raises:
+        UserError: no budget or two, no table for a latency, or a budget that the space cannot meet.
+    """
+    if latency_ms is not None and macs is None:
+        if table is None:
+            raise UserError("a latency needs a table; make one with `profile`, or give macs")
+        budget = Budget(kind="latency", limit=latency_ms)
+    elif macs is not None and latency_ms is None:
+        budget = Budget(kind="macs", limit=macs)
+    else:
+        raise UserError("give either latency_ms or macs")
+    chooser = Chooser(run, table=table, seed=seed, labels=labels)
+    return chooser.choose(budget, output, top_k=top_k, command=command_line())
+
+
+def export(subnet: Path, data: Path, output: Path | None = None, *, seed: int = 0) -> Exported:
+    """Write a detector as an ONNX file in fp32, compared with PyTorch on validation images.
+
+    Average precision is not compared, nor is a lower precision made: `detofa export` does both.
+
+    Args:
+        subnet: A subnet.json, its weights beside it.
+        data: The data set's folder.
+        output: The file to write; NAME.onnx beside it if not given.
+        seed: Decides the noise on which both are compared as well.
+
+    Raises:
+        UserError: the data are faulty, or the file does not do what PyTorch does.
+    """
+    record, detector = load_subnet(subnet)
+    neck_head = record.space.blocks(record.arch)[-1]
+    assert isinstance(neck_head, NeckHead)
+    images = {
+        one.path.name: read_image(one.path)
+        for one in load_dataset(data, "val").images[:_IMAGES_TO_VERIFY]
+    }
+    return export_subnet(
+        DecodedDetector(detector, neck_head, record.postprocessing.top_k).eval(),
+        record,
+        output or subnet.with_suffix(".onnx"),
+        images=images,
+        rng=np.random.default_rng(seed),
+    )
