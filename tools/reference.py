@@ -223,10 +223,11 @@ def documented(record: type) -> dict[str, str]:
     text = inspect.getdoc(record) or ""
     _, _, section = text.partition("\nAttributes:\n")
     found: dict[str, str] = {}
+    name = ""
     for line in section.split("\n"):
         if match := re.match(r"    (\w+): (.*)", line):
             name, found[match[1]] = match[1], match[2]
-        elif line.startswith("        "):
+        elif name and line.startswith("        "):
             found[name] += " " + line.strip()
         else:
             break

@@ -101,7 +101,7 @@ def _check_detofa(words: Sequence[str]) -> None:
     context, rest = command.make_context("detofa", [], resilient_parsing=True), list(words)
     while hasattr(command, "get_command"):
         name = rest.pop(0)
-        command = command.get_command(context, name)  # type: ignore[assignment]
+        command = command.get_command(context, name)
         if command is None:
             raise ValueError(f"detofa has no command {name}")
         if hasattr(command, "get_command"):
