@@ -10,13 +10,14 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.detofa-installed
 PIP = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install demo test test-slow test-lowest check lint types format clean
+.PHONY: help install demo test test-slow test-docs test-lowest check lint types format clean
 .PHONY: lock audit licences sbom bench docs reference
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train, profile, search, export and verify a small detector"
 	@echo "make test       run the tests (make test-slow: the long ones)"
+	@echo "make test-docs  run every command of README and docs that is not marked as longer still"
 	@echo "make check      lint, types and tests; make format mends what lint finds"
 	@echo "make demo LOCKED=1   the same with the exact versions of $(LOCK)"
 	@echo "make test-lowest     the tests with the oldest versions that pyproject.toml allows"
@@ -60,7 +61,10 @@ test: $(STAMP)
 	"$(BIN)/python" -m pytest -m "not slow" $(ARGS)
 
 test-slow: $(STAMP)
-	"$(BIN)/python" -m pytest -m slow $(ARGS)
+	"$(BIN)/python" -m pytest -m "slow and not long" $(ARGS)
+
+test-docs: $(STAMP)
+	"$(BIN)/python" -m pytest -m long $(ARGS)
 
 test-lowest:
 	$(MAKE) test LOWEST=1
