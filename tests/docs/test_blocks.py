@@ -64,7 +64,7 @@ def trained(tmp_path_factory):
     from detofa.profiling.table import load_table
 
     folder = tmp_path_factory.mktemp("docs")
-    make_demo_dataset(folder / "mydata", train=24, val=8, test=8, image_size=(96, 128))
+    make_demo_dataset(folder / "mydata", train=24, val=10, test=10, image_size=(96, 128))
     (folder / "photos").mkdir()
     for number, path in enumerate(sorted((folder / "mydata/images/test").iterdir())[:3]):
         shutil.copy(path, folder / "photos" / f"{number}.jpg")
