@@ -174,6 +174,7 @@ def test_results_that_cannot_be_trusted_are_refused(results: Path, tmp_path: Pat
         ({"conditions": {}}, "not the conditions"),
         ({"operators_ms": {}}, "not what a kit writes"),
         ({"operators_ms": {key: {"a": -1} for key in PLAN.looked_at}}, "not negative"),
+        ({"operators_ms": {key: {"a": 10**400} for key in PLAN.looked_at}}, "not negative"),
         ({"operators_ms": {key: {"a": "b"} for key in PLAN.looked_at}}, "not what a kit writes"),
         ({"state": 5}, "not what a kit writes"),
     ]
