@@ -3,10 +3,6 @@
 import contextlib
 import io
 import json
-import os
-import socket
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -24,6 +20,7 @@ from detofa.runtime.detections import Detections
 from detofa.supernet.detector import StaticDetector
 from detofa.train.checkpoint import load_supernet
 from tests.pains.empty_rank import SPACE, gradients_of
+from tests.ranks import two_ranks
 from tests.samples import Quiet, config_of, trainer_of
 from tests.test_cli import write_dataset
 
@@ -126,49 +123,21 @@ def test_images_without_boxes_give_every_weight_a_finite_gradient():
     assert all(one is not None and torch.isfinite(one).all() for one in gradients)
 
 
-def two_ranks(module, folder):
-    """Run a module as both ranks; return what each printed, and what each said on stderr."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    with contextlib.ExitStack() as stack:
-        ranks = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-m", module],
-                    env=shared | {"RANK": str(index), "LOCAL_RANK": str(index)},
-                    stdout=subprocess.PIPE,
-                    stderr=stack.enter_context((folder / f"said{index}").open("w")),
-                    text=True,
-                    cwd=folder,
-                )
-            )
-            for index in range(2)
-        ]
-        try:
-            printed = [rank.communicate(timeout=120)[0] for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-    said = [(folder / f"said{index}").read_text() for index in range(2)]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
-    return printed, said
-
-
 @pytest.mark.slow
 def test_a_rank_whose_images_have_no_boxes_takes_part_in_every_sum(tmp_path):
     """Entry 42: a process whose images have no boxes hangs all others."""
-    printed, _ = two_ranks("tests.pains.empty_rank", tmp_path)
-    assert printed[0] == "both went on\n"
+    ranks = two_ranks("tests.pains.empty_rank", folder=tmp_path)
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks
+    assert ranks[0].printed == "both went on\n"
 
 
 @pytest.mark.slow
 def test_a_rank_that_waits_long_for_another_says_so_once_and_waits_on(tmp_path):
     """Entry 42: a process whose images have no boxes hangs all others."""
-    printed, said = two_ranks("tests.pains.waiting_rank", tmp_path)
-    assert printed[0] == "done\n"
+    ranks = two_ranks("tests.pains.waiting_rank", folder=tmp_path)
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks
+    assert ranks[0].printed == "done\n"
+    said = [rank.said for rank in ranks]
     assert said[0] == ""
     assert said[1].startswith("process 1 of 2 has waited 0.2 s for what process 0 does alone")
     assert said[1].endswith("stop all: the same command resumes the run\n")

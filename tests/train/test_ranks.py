@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -27,6 +26,7 @@ from detofa.train.ranks import Ranks
 from detofa.train.run import RunFolder
 from detofa.train.trainer import Trainer
 from tests.data.test_image_folder import write_folder
+from tests.ranks import two_ranks
 from tests.samples import Quiet, config_of, save_subnet, trainer_of
 
 REPOSITORY = Path(__file__).parents[2]
@@ -280,28 +280,10 @@ def kill_second_rank(process: subprocess.Popen[str], run: RunFolder, step: int) 
 def test_a_rank_whose_peer_has_died_says_so_whatever_it_waited_for(
     tmp_path: Path, call: str
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    shared |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [  # without torchrun, which would end the first one, too
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.train.dying_rank", call],
-            cwd=tmp_path,
-            env=shared | {"RANK": str(index), "LOCAL_RANK": str(index)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [1, -signal.SIGKILL], said
-    assert said[0].startswith("error: process 0 of 2 stops, since another one has died"), said
+    ranks = two_ranks("tests.train.dying_rank", call, folder=tmp_path)
+    assert [rank.returncode for rank in ranks] == [1, -signal.SIGKILL], ranks
+    said = ranks[0].said
+    assert said.startswith("error: process 0 of 2 stops, since another one has died"), said
 
 
 @pytest.mark.slow
