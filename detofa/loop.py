@@ -67,12 +67,9 @@ def train(
                 f"{folder} holds a run with other settings; use the same ones to resume it, or "
                 "choose another folder"
             )
-        config.save(run.config)
-        run.write_environment(command_line())
         task = DetectionTask(config, train=training, validation=validation)
         trainer = Trainer(config, task, run, torch.device(device))
-        if trainer.step == 0 and run.metrics.is_file():
-            run.forget_after(0)  # lines of a run that was killed before its first checkpoint
+        trainer.begin(command_line())
         train_by_method(trainer, observer or Silent(), lambda: False)
     return run
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detofa.cli.display import print_record
+from detofa.cli.display import disk_size, print_record
 from detofa.cli.measure import table_folders
 from detofa.cli.options import DataOfRun, Json
 from detofa.cli.runs import find_run
@@ -54,7 +54,7 @@ def report(
     for section in made.sections:
         if section.missing is not None:
             print(f"{section.title}: {section.missing}")
-    print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
+    print(f"wrote {path}, {disk_size(path.stat().st_size)}")
 
 
 def _tables(run: "RunFolder", named: list[Path] | None) -> "list[LatencyTable]":

@@ -259,30 +259,17 @@ def training_in(
     Yields:
         The trainer, who shows its progress, and whether Ctrl-C was pressed.
     """
+    from detofa.train.run import command_line
     from detofa.train.trainer import Trainer
 
     with contextlib.ExitStack() as stack:
         ranks.first(lambda: stack.enter_context(run.claimed()))
         trainer = Trainer(config, task, run, device, ranks)
-        _prepare_run(trainer)
+        trainer.begin(command_line())
+        if ranks.is_first and trainer.note:
+            print(f"note: {trainer.note}")
         watching, asked = stack.enter_context(_watched(trainer))
         yield trainer, watching, lambda: bool(asked)
-
-
-def _prepare_run(trainer: "Trainer") -> None:
-    """Make the run's folder, and write what it is."""
-    from detofa.train.run import command_line
-
-    run = trainer.run
-    if not trainer.ranks.is_first:
-        return
-    run.path.mkdir(parents=True, exist_ok=True)
-    trainer.config.save(run.config)
-    run.write_environment(command_line())
-    if trainer.note:
-        print(f"note: {trainer.note}")
-    if trainer.step == 0 and run.metrics.is_file():
-        run.forget_after(0)  # lines of a run that was killed before its first checkpoint
 
 
 @contextlib.contextmanager

@@ -156,13 +156,12 @@ def _train(run: RunFolder, data: Path, seed: int, size: DemoSize, show: Show) ->
     config = dataclasses.replace(recipes.demo(data), seed=seed)
     if size.steps is not None:
         config = dataclasses.replace(config, steps=size.steps)
-    config.save(run.config)
-    run.write_environment(command_line())
     train = load_dataset(data, "train")
     validation = load_dataset(data, "val", categories=train.categories)
     task = DetectionTask(config, train=train, validation=validation)
     with show.stage("training one supernet") as progress:
         trainer = Trainer(config, task, run, torch.device("cpu"))
+        trainer.begin(command_line())
         trainer.train(Watcher(progress, show), lambda: False)
 
 

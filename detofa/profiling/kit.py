@@ -18,11 +18,10 @@ from detofa.profiling.on_device import DATA, FILES, RECORD, RESULTS
 from detofa.profiling.priors import Builder
 from detofa.profiling.table import LatencyTable
 from detofa.profiling.torch_cuda import TorchCuda
-from detofa.runtime.measuring import STANDARD, Pass, Progress, Samples, Schedule
+from detofa.runtime.measuring import LONGEST, STANDARD, Pass, Progress, Samples, Schedule
 from detofa.runtime.runtimes import OnnxRuntimeCpu
 from detofa.space import SearchSpace
 
-_LONGEST_MS = 1e9
 _REMAKE = "`python3 kit.zip` on the device"
 _README = """\
 A profiling kit of detofa {version}, for {device}: it measures {count} models of the search space
@@ -161,8 +160,8 @@ def table_from_kit(path: Path, *, space: SearchSpace | None = None) -> LatencyTa
 def _times(record: Any) -> dict[str, float]:
     """Return times of operators, by name, as JSON has them; raises ValueError for others."""
     times = dict(record)
-    if not all(0 <= ms <= _LONGEST_MS for ms in times.values()):  # a whole number may be no float
-        raise ValueError(f"operators should take times up to {_LONGEST_MS:g} ms, not negative ones")
+    if not all(0 <= ms <= LONGEST for ms in times.values()):  # a whole number may be no float
+        raise ValueError(f"operators should take times up to {LONGEST:g} ms, not negative ones")
     return {str(name): float(ms) for name, ms in times.items()}
 
 

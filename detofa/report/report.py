@@ -23,9 +23,11 @@ def report_of(source: Source, *, first: tuple[Section, ...] = ()) -> Report:
     Raises:
         UserError: a file of the run is broken.
     """
-    sections = [*first, front_section(source)] if source.config.task == "detection" else [*first]
-    if source.config.task == "detection":
+    detects = source.config.task == "detection"
+    sections = [*first]
+    if detects:
         sections += [
+            front_section(source),
             search_section(source),
             filter_section(source),
             pruned_section(source),
@@ -33,7 +35,7 @@ def report_of(source: Source, *, first: tuple[Section, ...] = ()) -> Report:
             time_section(source),
         ]
     sections.append(training_section(source))
-    if source.config.task == "detection":
+    if detects:
         sections.append(gallery_section(source))
     sections.append(provenance_section(source))
     return Report(

@@ -32,7 +32,7 @@ _ROUNDS = 3  # of telling drift from what models take, and that from drift
 _LARGEST_SPREAD = 0.1  # of the runs of a visit on the wall's clock, before it is made again
 _TRIES = 4  # of such a visit
 _SLOWER = 1.1  # a pass may take so many times as long as the one before it
-_SHORTEST, _LONGEST = 1e-9, 1e9  # of any time in a file: what is beyond is no measurement
+_SHORTEST, LONGEST = 1e-9, 1e9  # of any time in a file: what is beyond is no measurement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class Pass:
             for ms in record["ms"].values()
         ):
             raise UserError(
-                f"a pass should hold {runs} times, from {_SHORTEST:g} to {_LONGEST:g}, for some of "
+                f"a pass should hold {runs} times, from {_SHORTEST:g} to {LONGEST:g}, for some of "
                 "the models"
             )
         return cls(seconds=record["seconds"], ms=record["ms"])
@@ -216,7 +216,7 @@ def median_error(values: Floats) -> float:
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, float) and _SHORTEST <= value <= _LONGEST
+    return isinstance(value, float) and _SHORTEST <= value <= LONGEST
 
 
 class SampleLog:

@@ -90,6 +90,20 @@ class Trainer:
             ranks.means(_FIXED_PATHS + config.random_paths),
         )
 
+    def begin(self, command: str) -> None:
+        """Make the run's folder and write what the run is; the first rank alone does.
+
+        Args:
+            command: The command line, for the record.
+        """
+        if not self.ranks.is_first:
+            return
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        self.config.save(self.run.config)
+        self.run.write_environment(command)
+        if self.step == 0 and self.run.metrics.is_file():
+            self.run.forget_after(0)  # lines of a run that was killed before its first checkpoint
+
     def train(
         self,
         observer: Observer,
