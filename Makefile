@@ -3,7 +3,7 @@
 # pyproject.toml allows. Each has an environment of its own.
 COMMA := ,
 VENV ?= .venv$(if $(LOCKED),-locked)$(if $(LOWEST),-lowest)
-EXTRAS ?= all,dev$(if $(LOWEST),,$(COMMA)docs$(COMMA)supply)
+EXTRAS ?= all,dev$(if $(LOWEST),,$(COMMA)docs$(COMMA)supply$(COMMA)tensorboard)
 ARGS ?=
 LOCK := requirements/demo.txt
 BIN = $(VENV)/bin
@@ -11,7 +11,7 @@ STAMP = $(VENV)/.detofa-installed
 PIP = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help install demo test test-slow test-docs test-lowest check lint types format clean
-.PHONY: lock audit licences sbom bench docs reference
+.PHONY: lock audit licences sbom bench docs reference wheel
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make audit, licences, sbom   what is known of these: faults, licences, a CycloneDX file"
 	@echo "make docs       build the documentation into build/site; make reference writes what"
 	@echo "                docs/reference has of commands and files, from the code"
+	@echo "make wheel      build the wheel into dist, and have twine and check-wheel-contents look at it"
 	@echo "make clean      remove caches and builds (runs and the environment stay)"
 	@echo "VENV=$(VENV)  PYTHON=an interpreter of your choice  ARGS=\"more arguments\""
 
@@ -97,6 +98,12 @@ docs: $(STAMP)
 
 reference: $(STAMP)
 	"$(BIN)/python" -m tools.reference
+
+wheel: $(STAMP)
+	rm -rf dist
+	"$(BIN)/python" -m pip wheel --quiet --no-deps --wheel-dir dist .
+	"$(BIN)/python" -m twine check --strict dist/*.whl
+	"$(BIN)/python" -m check_wheel_contents dist/*.whl
 
 lint: $(STAMP)
 	"$(BIN)/ruff" check .

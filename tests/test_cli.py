@@ -417,6 +417,27 @@ def test_a_run_that_is_stopped_resumes_and_a_finished_one_is_kept(run, place, mo
     assert signal.getsignal(signal.SIGINT) is handler  # ignored, where the tests run detached
 
 
+def test_event_files_are_written_where_they_are_asked_for(run, place):
+    pytest.importorskip("tensorboard", reason="the extra `tensorboard` installs it")
+    done = run(
+        *("train", "--data", "squares", "--recipe", "recipe.toml", "--name", "watched"),
+        *("--steps", "1", "--threads", "1", "--tensorboard"),
+    )
+    assert done.code == 0
+    assert list((place / "runs" / "watched" / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_says_how_good_the_largest_path_was_last(capsys, terminal):
+    watching = training._Bar(0, 3) if terminal else training._Lines(0)
+    with watching:
+        watching.on_evaluation(2, {"largest": {"ap": 0.5}, "smallest": {"ap": 0.25}})
+        watching.on_step(3, 3, 1.5, 20.0)
+    shown = capsys.readouterr().out
+    assert "step 2: AP largest 0.500, smallest 0.250" in shown.replace("\n", " ")
+    assert "loss 1.500, 20.0 images/s, largest AP 0.500" in shown
+
+
 def test_a_folder_that_is_no_run_is_left_alone(run, place):
     (place / "runs" / "mine").mkdir()
     (place / "runs" / "mine" / "notes.txt").write_text("mine")

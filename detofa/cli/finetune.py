@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from detofa.cli.display import print_record
-from detofa.cli.options import DataOfRun, Json, RunName, SkipBad, TrainDevice, TrainThreads
+from detofa.cli.options import (
+    DataOfRun,
+    Json,
+    RunName,
+    SkipBad,
+    TensorBoard,
+    TrainDevice,
+    TrainThreads,
+)
 from detofa.cli.runs import run_of_subnet
 from detofa.cli.training import (
     find_place,
@@ -38,6 +46,7 @@ def finetune(
     device: TrainDevice = "auto",
     threads: TrainThreads = None,
     skip_bad: SkipBad = False,
+    tensorboard: TensorBoard = False,
     _json: Json = False,
 ) -> None:
     """Train a chosen detector alone for a few epochs; the same command resumes it.
@@ -72,7 +81,11 @@ def finetune(
         wanted = name or f"finetune-{subnet.stem}"
         run = ranks.first(lambda: find_place(wanted, config, again=True))
         task = FinetuneTask(config, record, detector, train=training, validation=validation)
-        with training_in(config, task, run, ranks, own_device) as (trainer, watching, should_stop):
+        with training_in(config, task, run, ranks, own_device, tensorboard=tensorboard) as (
+            trainer,
+            watching,
+            should_stop,
+        ):
             done = finetune_subnet(
                 trainer, record, target, watching, should_stop, command=command_line()
             )

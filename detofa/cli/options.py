@@ -42,6 +42,10 @@ DataOfRun = Annotated[
     Path | None,
     typer.Option(help="The data set's folder.  [default: where the run was trained]"),
 ]
+TensorBoard = Annotated[
+    bool,
+    typer.Option("--tensorboard", help="Also write the metrics for TensorBoard, into the run."),
+]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out faulty images instead of stopping.")
 ]

@@ -15,6 +15,7 @@ from detofa.cli.options import (
     SkipBad,
     Space,
     Steps,
+    TensorBoard,
     TrainDevice,
     TrainSeed,
     TrainThreads,
@@ -50,6 +51,7 @@ def pretrain(
     device: TrainDevice = "auto",
     threads: TrainThreads = None,
     skip_bad: SkipBad = False,
+    tensorboard: TensorBoard = False,
     _json: Json = False,
 ) -> None:
     """Train a supernet's backbone to classify images; the same command resumes it.
@@ -80,7 +82,7 @@ def pretrain(
         run = ranks.first(lambda: find_place(name, config))
         root = ranks.first(lambda: unpacked(Path(config.data), run.path / "data"))
         task = _load_task(config, root, skip_bad)
-        run_training(config, task, run, ranks, own_device)
+        run_training(config, task, run, ranks, own_device, tensorboard=tensorboard)
         print(f"{run.path} is trained; next: `detofa train --init {run.classifier} --data DIR`")
 
 

@@ -14,6 +14,7 @@ from detofa.cli.options import (
     SkipBad,
     Space,
     Steps,
+    TensorBoard,
     TrainDevice,
     TrainSeed,
     TrainThreads,
@@ -64,6 +65,7 @@ def train(
     device: TrainDevice = "auto",
     threads: TrainThreads = None,
     skip_bad: SkipBad = False,
+    tensorboard: TensorBoard = False,
     _json: Json = False,
 ) -> None:
     """Train a supernet on your data; the same command resumes a run that was stopped.
@@ -93,7 +95,7 @@ def train(
     with training_ranks(device, threads) as (ranks, own_device):
         task = _load_task(config, skip_bad)
         run = ranks.first(lambda: find_place(name, config))
-        run_training(config, task, run, ranks, own_device)
+        run_training(config, task, run, ranks, own_device, tensorboard=tensorboard)
         print(f"{run.path} is trained; next: `detofa profile`, then `detofa search --latency 10ms`")
 
 

@@ -210,9 +210,15 @@ def show_size(training: "DetectionDataset", validation: "DetectionDataset") -> N
 
 
 def run_training(
-    config: "TrainConfig", task: "Task", run: "RunFolder", ranks: "Ranks", device: "torch.device"
+    config: "TrainConfig",
+    task: "Task",
+    run: "RunFolder",
+    ranks: "Ranks",
+    device: "torch.device",
+    *,
+    tensorboard: bool,
 ) -> None:
-    """Train to the last step, on this process's device.
+    """Train to the last step, on this process's device; see `training_in`.
 
     Raises:
         typer.Exit: Ctrl-C stopped it; the same command resumes.
@@ -220,7 +226,11 @@ def run_training(
     """
     from detofa.train.method import train_by_method
 
-    with training_in(config, task, run, ranks, device) as (trainer, watching, should_stop):
+    with training_in(config, task, run, ranks, device, tensorboard=tensorboard) as (
+        trainer,
+        watching,
+        should_stop,
+    ):
         finished = train_by_method(
             trainer,
             watching,
@@ -252,12 +262,21 @@ def run_training(
 
 @contextlib.contextmanager
 def training_in(
-    config: "TrainConfig", task: "Task", run: "RunFolder", ranks: "Ranks", device: "torch.device"
+    config: "TrainConfig",
+    task: "Task",
+    run: "RunFolder",
+    ranks: "Ranks",
+    device: "torch.device",
+    *,
+    tensorboard: bool,
 ) -> "Iterator[tuple[Trainer, _Bar | _Lines, Callable[[], bool]]]":
     """Claim a run's folder for these ranks, and begin or resume the run.
 
     Yields:
         The trainer, who shows its progress, and whether Ctrl-C was pressed.
+
+    Raises:
+        UserError: another process trains there; or TensorBoard is wanted and not installed.
     """
     from detofa.train.run import command_line
     from detofa.train.trainer import Trainer
@@ -268,6 +287,10 @@ def training_in(
         trainer.begin(command_line())
         if ranks.is_first and trainer.note:
             print(f"note: {trainer.note}")
+        if tensorboard and ranks.is_first:
+            from detofa.train.tensorboard import EventFiles
+
+            trainer.sinks.append(stack.enter_context(EventFiles(run)).write)
         watching, asked = stack.enter_context(_watched(trainer))
         yield trainer, watching, lambda: bool(asked)
 
@@ -322,11 +345,19 @@ def _evaluation(step: int, results: "Mapping[str, Mapping[str, float]]") -> str:
     return f"step {step}: {'; '.join(parts)}"
 
 
+def _latest(results: "Mapping[str, Mapping[str, float]]") -> str:
+    """Return the first path's first figure, to stand behind loss and speed."""
+    path, figures = next(iter(results.items()))
+    figure, value = next(iter(figures.items()))
+    return f", {path} {_FIGURES[figure]} {average_precision(value)}"
+
+
 class _Lines:
     """Watches a run from a file or a pipe: a line every few seconds."""
 
     def __init__(self, first: int) -> None:
         self._first, self._begin, self._last = first, time.monotonic(), 0.0
+        self._latest = ""
 
     def __enter__(self) -> Self:
         return self
@@ -341,12 +372,13 @@ class _Lines:
         self._last = now
         left = (now - self._begin) / max(1, step - self._first) * (steps - step)
         print(
-            f"step {step} of {steps}: loss {loss:.3f}, {images_per_s:.1f} images/s, "
+            f"step {step} of {steps}: loss {loss:.3f}, {images_per_s:.1f} images/s{self._latest}, "
             f"{duration(left)} left",
             flush=True,
         )
 
     def on_evaluation(self, step: int, results: "Mapping[str, Mapping[str, float]]") -> None:
+        self._latest = _latest(results)
         print(_evaluation(step, results), flush=True)
 
     def on_progress(self, doing: str, share: float) -> None:
@@ -383,6 +415,7 @@ class _Bar:
             TimeRemainingColumn(),
         )
         self._task = self._progress.add_task("", total=steps, completed=first)
+        self._latest = ""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -392,10 +425,11 @@ class _Bar:
         self._progress.stop()
 
     def on_step(self, step: int, steps: int, loss: float, images_per_s: float) -> None:
-        told = f"loss {loss:.3f}, {images_per_s:.1f} images/s"
+        told = f"loss {loss:.3f}, {images_per_s:.1f} images/s{self._latest}"
         self._progress.update(self._task, completed=step, total=steps, description=told)
 
     def on_evaluation(self, step: int, results: "Mapping[str, Mapping[str, float]]") -> None:
+        self._latest = _latest(results)
         self.tell(_evaluation(step, results))
 
     def on_progress(self, doing: str, share: float) -> None:

@@ -76,6 +76,7 @@ class Trainer:
         self.optimiser = _optimiser(self.supernet, config)
         self.batches = task.batches(part=(ranks.index, ranks.count))
         self.step, self.guard, self.note = 0, LossGuard(), ""
+        self.sinks: list[Callable[[Mapping[str, Any]], None]] = []
         if run.states:
             self._restore()
         threads = 1
@@ -261,7 +262,10 @@ class Trainer:
 
     def _log(self, record: Mapping[str, Any]) -> None:
         if self.ranks.is_first:
-            self.run.log({"step": self.step, **record})
+            line = {"step": self.step, **record}
+            self.run.log(line)
+            for sink in self.sinks:
+                sink(line)
 
 
 def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:

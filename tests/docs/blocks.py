@@ -89,6 +89,10 @@ def check_command(words: Sequence[str]) -> None:
                 raise ValueError(f"the Makefile has no target {target}")
         case ["pip", "install", "-e", what]:
             _check_extras(what)
+        case ["pip", "install", what] if what.startswith("detofa["):
+            _check_extras(what)
+        case ["tensorboard", "--logdir", "runs"]:
+            pass
         case ["python3", archive, *_] if archive.endswith(".zip"):
             _check_archive(list(words)[1:])
         case _:
