@@ -14,10 +14,11 @@ from detofa.choose.chooser import Chooser
 from detofa.choose.records import Budget, Choice
 from detofa.data.dataset import load_dataset
 from detofa.errors import UserError
-from detofa.export.export import Exported, export_subnet
-from detofa.imaging import read_image
+from detofa.evidence import gather_evidence
+from detofa.export.export import Exported, export_subnet, onnx_path
 from detofa.profiling.measure import ProfilePlan, measure_table
 from detofa.profiling.table import LatencyTable
+from detofa.runtime.gates import Precision
 from detofa.supernet.decode import DecodedDetector
 from detofa.train.checkpoint import load_subnet
 from detofa.train.config import TrainConfig
@@ -25,8 +26,6 @@ from detofa.train.detection import DetectionTask
 from detofa.train.method import train_by_method
 from detofa.train.run import RunFolder, command_line
 from detofa.train.trainer import Observer, Trainer
-
-_IMAGES_TO_VERIFY = 8
 
 
 class Silent:
@@ -135,16 +134,24 @@ def search(
     return chooser.choose(budget, output, top_k=top_k, command=command_line())
 
 
-def export(subnet: Path, data: Path, output: Path | None = None, *, seed: int = 0) -> Exported:
-    """Write a detector as an ONNX file in fp32, compared with PyTorch on validation images.
-
-    Average precision is not compared, nor is a lower precision made: `detofa export` does both.
+def export(
+    subnet: Path,
+    data: Path,
+    output: Path | None = None,
+    *,
+    precision: Precision = "fp32",
+    calibrate_on: int = 64,
+    seed: int = 0,
+) -> Exported:
+    """Write a detector as an ONNX file, its boxes and average precision compared with PyTorch's.
 
     Args:
         subnet: A subnet.json, its weights beside it.
-        data: The data set's folder.
-        output: The file to write; NAME.onnx beside it if not given.
-        seed: Decides the noise on which both are compared as well.
+        data: The data set's folder, whose validation split judges; or a folder of images.
+        output: The file to write; NAME.onnx beside it, or NAME.fp16.onnx, if not given.
+        precision: fp32, fp16 or int8.
+        calibrate_on: Images of the training split that int8 is calibrated on.
+        seed: Decides on which images, and on which noise, both are compared.
 
     Raises:
         UserError: the data are faulty, or the file does not do what PyTorch does.
@@ -152,14 +159,16 @@ def export(subnet: Path, data: Path, output: Path | None = None, *, seed: int = 
     record, detector = load_subnet(subnet)
     neck_head = record.space.blocks(record.arch)[-1]
     assert isinstance(neck_head, NeckHead)
-    images = {
-        one.path.name: read_image(one.path)
-        for one in load_dataset(data, "val").images[:_IMAGES_TO_VERIFY]
-    }
+    rng = np.random.default_rng(seed)
+    calibrated = calibrate_on if precision == "int8" else 0
+    evidence = gather_evidence(record, detector, data, rng, calibrate_on=calibrated)
     return export_subnet(
         DecodedDetector(detector, neck_head, record.postprocessing.top_k).eval(),
         record,
-        output or subnet.with_suffix(".onnx"),
-        images=images,
-        rng=np.random.default_rng(seed),
+        output or onnx_path(subnet, precision),
+        images=evidence.images,
+        rng=rng,
+        precision=precision,
+        calibration=evidence.calibration,
+        judge=evidence.judge,
     )

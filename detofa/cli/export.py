@@ -1,8 +1,6 @@
 """`detofa export`: from subnet.json to a verified file, and what goes with it to a device."""
 
-import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,17 +14,9 @@ from detofa.cli.runs import data_of_subnet
 from detofa.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from detofa.evidence import Evidence
     from detofa.export.export import Exported
-    from detofa.runtime.gates import Judge
     from detofa.runtime.tensorrt.build import BatchSizes
-    from detofa.subnet import Subnet
-    from detofa.supernet.detector import StaticDetector
-
-_IMAGES_TO_VERIFY = 8
-_IMAGES_TO_JUDGE = 500
 
 
 class Target(StrEnum):
@@ -131,14 +121,14 @@ def export(
     import numpy as np
 
     from detofa.blocks import NeckHead
-    from detofa.export.export import export_subnet
+    from detofa.evidence import gather_evidence
+    from detofa.export.export import export_subnet, onnx_path
     from detofa.runtime.gates import check_precision
     from detofa.supernet.decode import DecodedDetector
     from detofa.train.checkpoint import load_subnet
 
     wanted = parsed(check_precision, precision, "--precision")
-    name = ".onnx" if wanted == "fp32" else f".{wanted}.onnx"
-    target = output or subnet.with_suffix(name)
+    target = output or onnx_path(subnet, wanted)
     if triton is not None:
         from detofa.export.triton import check_name
 
@@ -147,22 +137,29 @@ def export(
     neck_head = record.space.blocks(record.arch)[-1]
     assert isinstance(neck_head, NeckHead)
     rng = np.random.default_rng(seed)
-    root = data or data_of_subnet(record)
-    images = _images_to_verify(root, rng)
-    judge = _judge(detector, record, root, split, rng)
+    evidence = gather_evidence(
+        record,
+        detector,
+        data or data_of_subnet(record),
+        rng,
+        split=split,
+        calibrate_on=calibrate_on if wanted == "int8" else 0,
+    )
+    for note in evidence.notes:
+        print(note)
     with shown_progress() as on_progress:
         exported = export_subnet(
             DecodedDetector(detector, neck_head, record.postprocessing.top_k).eval(),
             record,
             target,
-            images=images,
+            images=evidence.images,
             rng=rng,
             precision=wanted,
             batch=batch,
             pixels=input_kind is Input.UINT8,
             suppress=nms is Nms.IN_GRAPH,
-            calibration=_images_to_calibrate(root, calibrate_on, rng) if wanted == "int8" else None,
-            judge=judge,
+            calibration=evidence.calibration,
+            judge=evidence.judge,
             on_progress=on_progress,
         )
     _show_export(exported)
@@ -173,7 +170,7 @@ def export(
         print(f"wrote {app}; on the device: `python3 {app.name} predict IMAGES`")
     engine = None
     if to is Target.TENSORRT:
-        engine = _to_tensorrt(exported, sizes, builds or 3, via, images, judge)
+        engine = _to_tensorrt(exported, sizes, builds or 3, via, evidence)
     if triton is not None:
         from detofa.export.triton import write_triton
 
@@ -203,8 +200,7 @@ def _to_tensorrt(
     sizes: "BatchSizes",
     builds: int,
     via: Via,
-    images: "Mapping[str, NDArray[np.uint8]]",
-    judge: "Judge | None",
+    evidence: "Evidence",
 ) -> Path | None:
     """Build an engine beside an ONNX file; None where there is only its command to print."""
     import shutil
@@ -229,113 +225,11 @@ def _to_tensorrt(
             )
             return None
     with shown_progress() as on_progress:
-        made = make_engine(plan, engine, images=images, judge=judge, on_progress=on_progress)
+        made = make_engine(
+            plan, engine, images=evidence.images, judge=evidence.judge, on_progress=on_progress
+        )
     print(f"wrote {engine}: {made.summary}")
     return engine
-
-
-def _images_to_verify(
-    root: Path | None, rng: "np.random.Generator"
-) -> "dict[str, NDArray[np.uint8]]":
-    """Return real images to compare on; noise, with a note, where none can be reached."""
-    import numpy as np
-
-    if root is None:
-        print("the run's data set is not found from here: verified on noise only (see --data)")
-        return {"noise": rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)}
-    from detofa.runtime.predictions import image_files
-
-    return _some_images(root, image_files([root]), _IMAGES_TO_VERIFY, rng)
-
-
-def _images_to_calibrate(
-    root: Path | None, count: int, rng: "np.random.Generator"
-) -> "dict[str, NDArray[np.uint8]]":
-    """Return images of the training split, or of a plain folder.
-
-    Raises:
-        UserError: there are none.
-    """
-    from detofa.data.dataset import load_dataset
-    from detofa.runtime.predictions import image_files
-
-    if root is None:
-        raise UserError(
-            "int8 is calibrated on images, and the run's data set is not found from here; name a "
-            "data set or a folder of images with --data"
-        )
-    if _is_data_set(root):
-        paths = [one.path for one in load_dataset(root, "train", skip_bad=True).images]
-    else:
-        paths = image_files([root])  # a folder of images will do
-    return _some_images(root, paths, count, rng)
-
-
-def _some_images(
-    root: Path, paths: Sequence[Path], count: int, rng: "np.random.Generator"
-) -> "dict[str, NDArray[np.uint8]]":
-    """Return some images that can be read, by their path from a folder."""
-    from detofa.data.dataset import image_name
-    from detofa.imaging import read_image
-
-    images = {}
-    for index in rng.permutation(len(paths)):
-        try:
-            images[image_name(root, paths[index])] = read_image(paths[index])
-        except UserError:
-            continue  # a broken image of the data set; others will do
-        if len(images) == count:
-            break
-    if not images:
-        raise UserError(f"no image under {root} can be read; name another folder with --data")
-    return images
-
-
-def _is_data_set(root: Path) -> bool:
-    from detofa.data.dataset import find_layout
-
-    try:
-        find_layout(root)
-    except UserError:
-        return False
-    return True
-
-
-def _judge(
-    module: "StaticDetector",
-    subnet: "Subnet",
-    root: Path | None,
-    split: str,
-    rng: "np.random.Generator",
-) -> "Judge | None":
-    """Return what compares average precision; None, with a note, where there are no true boxes.
-
-    Raises:
-        UserError: the data set has no such split, or other classes.
-    """
-    from detofa.data.dataset import Category, load_dataset
-    from detofa.runtime.detector import Detector
-    from detofa.runtime.gates import Judge
-    from detofa.train.evaluate import evaluate_detector, torch_detector_of
-
-    expected = tuple(Category(id=number, name=name) for number, name in subnet.categories)
-    if root is None or not _is_data_set(root):
-        lacking = "the data set" if root is None else f"true boxes in {root}"
-        print(f"average precision is not compared, for want of {lacking}; name one with --data")
-        return None
-    dataset = load_dataset(root, split, categories=expected, skip_bad=True)
-    if len(dataset.images) > _IMAGES_TO_JUDGE:
-        rows = sorted(rng.permutation(len(dataset.images))[:_IMAGES_TO_JUDGE].tolist())
-        dataset = dataclasses.replace(dataset, images=tuple(dataset.images[row] for row in rows))
-
-    def ap(detector: Detector) -> float:
-        return evaluate_detector(detector, dataset)[0].ap
-
-    return Judge(
-        ap=lambda session: ap(Detector.of_subnet(session, subnet)),
-        reference_ap=ap(torch_detector_of(module, subnet)),
-        about={"split": dataset.split, "images": len(dataset.images)},
-    )
 
 
 def _record(exported: "Exported") -> dict[str, Any]:

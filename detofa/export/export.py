@@ -55,6 +55,11 @@ class Exported:
     report: ParityReport
 
 
+def onnx_path(subnet: Path, precision: Precision) -> Path:
+    """Return where the file of a subnet.json goes: NAME.onnx, or NAME.int8.onnx, beside it."""
+    return subnet.with_suffix(".onnx" if precision == "fp32" else f".{precision}.onnx")
+
+
 def export_subnet(
     module: nn.Module,
     subnet: Subnet,
