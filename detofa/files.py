@@ -20,6 +20,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in a zip
 SCHEMA = 1
 _PART_BYTES = 1 << 20
 _MAX_NESTING = 100
+_TOO_LARGE = 1e300  # a few of these can be added without overflow
 
 
 @contextlib.contextmanager
@@ -144,6 +145,11 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
         raise ValueError(f"it is nested more than {_MAX_NESTING} deep") from None
     refuse_deep(value)
     return value
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a JSON value is a number, and of a size that can be calculated with."""
+    return type(value) in (int, float) and abs(value) < _TOO_LARGE
 
 
 def refuse_deep(value: Any) -> None:

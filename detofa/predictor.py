@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from detofa.errors import UserError
+from detofa.files import is_number
 from detofa.space import Genes, SearchSpace
 
 MIN_LABELS = 3
@@ -115,7 +116,7 @@ class RidgePredictor:
             )
         weights, count = record["weights"], record["num_labels"]
         numbers = [record[name] for name in names - {"weights", "num_labels"}]
-        if not isinstance(weights, list) or not all(map(is_finite, [*weights, *numbers])):
+        if not isinstance(weights, list) or not all(map(is_number, [*weights, *numbers])):
             raise UserError(f"a predictor is made of finite numbers, got {record!r}; {_REMAKE}")
         if type(count) is not int or count < MIN_LABELS:
             raise UserError(f"num_labels of a predictor is {count!r}; {_REMAKE}")
@@ -178,8 +179,3 @@ def _kendall_tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> flo
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
     return float(kendalltau(first, second).statistic)
-
-
-def is_finite(value: Any) -> bool:
-    """Tell whether a JSON value is a number, and of a size that can be calculated with."""
-    return type(value) in (int, float) and bool(abs(value) < 1e300)

@@ -1,7 +1,6 @@
 """subnet.json: one chosen detector, described well enough to run it on any machine."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, TypeVar
 
 from detofa.arch import Arch
 from detofa.errors import UserError
-from detofa.files import check_companion, read_json, write_json
+from detofa.files import check_companion, is_number, read_json, write_json
 from detofa.imaging import Preprocessing
 from detofa.space import SearchSpace
 
@@ -44,7 +43,7 @@ class PostProcessing:
         """
         for name in ("score_threshold", "nms_threshold"):
             value = getattr(self, name)
-            if not (_is_number(value) and 0 <= value <= 1):
+            if not (is_number(value) and 0 <= value <= 1):
                 raise UserError(f"{name} should be a number from 0 to 1, got {value!r}")
         for name in ("top_k", "max_detections"):
             value = getattr(self, name)
@@ -82,11 +81,11 @@ class Figure:
         Raises:
             UserError: a field is of the wrong kind, or a number is not finite.
         """
-        if not _is_number(self.value):
+        if not is_number(self.value):
             raise UserError(f"the value of a figure should be a finite number, got {self.value!r}")
         for name in ("low", "high"):
             edge = getattr(self, name)
-            if not (edge is None or _is_number(edge)):
+            if not (edge is None or is_number(edge)):
                 raise UserError(f"{name} of a figure should be a finite number, got {edge!r}")
         if not isinstance(self.unit, str):
             raise UserError(f"the unit of a figure should be text, got {self.unit!r}")
@@ -266,7 +265,3 @@ def _categories(record: Any) -> tuple[tuple[int, str], ...]:
         if type(item["id"]) is not int or not isinstance(item["name"], str):
             raise UserError(f"a category should have a whole id and a name, got {item!r}")
     return tuple((item["id"], item["name"]) for item in items)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) is int or (isinstance(value, float) and math.isfinite(value))

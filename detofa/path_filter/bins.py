@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
+from detofa.files import is_number
 from detofa.path_filter.records import fields_of, tuple_of
-from detofa.predictor import is_finite
 from detofa.units import format_count
 
 Kind = Literal["macs", "latency"]
@@ -42,7 +42,7 @@ class BudgetBins:
         """
         if self.kind not in get_args(Kind):
             raise UserError(f"bins are of macs or latency, got {self.kind!r}")
-        numbers = isinstance(self.edges, tuple) and all(map(is_finite, self.edges))
+        numbers = isinstance(self.edges, tuple) and all(map(is_number, self.edges))
         if not numbers or len(self.edges) < 2 or self.edges[0] <= 0:
             raise UserError(f"edges of bins should be two or more positive numbers: {self.edges!r}")
         if not all(low < high for low, high in itertools.pairwise(self.edges)):

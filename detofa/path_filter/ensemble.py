@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detofa.errors import UserError
+from detofa.files import is_number
 from detofa.path_filter.pairs import Pairs
-from detofa.predictor import is_finite
 
 _LAST_RATE = 0.02  # learning rate of the last step, as a share of the first
 
@@ -55,9 +55,9 @@ class FilterSettings:
                 raise UserError(f"{name} should be a whole number, at least 1, got {value!r}")
         for name in ("learning_rate", "penalty", "one_hot_scale", "interaction_scale"):
             value = getattr(self, name)
-            if not is_finite(value) or value < 0:
+            if not is_number(value) or value < 0:
                 raise UserError(f"{name} should be a number, at least 0, got {value!r}")
-        if not is_finite(self.tolerance) or self.tolerance < 1:
+        if not is_number(self.tolerance) or self.tolerance < 1:
             raise UserError(f"tolerance should be a ratio, at least 1, got {self.tolerance!r}")
 
 

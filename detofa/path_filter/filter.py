@@ -13,13 +13,12 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
 from detofa.errors import UserError
-from detofa.files import check_companion, read_json, sha256_json, write_bytes, write_json
+from detofa.files import check_companion, is_number, read_json, sha256_json, write_bytes, write_json
 from detofa.path_filter.bins import BudgetBins, Indices, Values
 from detofa.path_filter.ensemble import Ensemble, FilterSettings, fit_ensemble
 from detofa.path_filter.linear_score import LinearScore, fit_linear_score
 from detofa.path_filter.pairs import compare_labels
 from detofa.path_filter.records import REMAKE, fields_of
-from detofa.predictor import is_finite
 from detofa.space import Genes, SearchSpace
 
 KIND = "path_filter"
@@ -297,7 +296,7 @@ def _read_record(path: Path, space: SearchSpace) -> dict[str, Any]:
     for name in ("seed", "num_labels"):
         if type(record[name]) is not int:
             raise UserError(f"{name} in {path} should be whole, got {record[name]!r}; see {REMAKE}")
-    if not is_finite(record["noise"]):
+    if not is_number(record["noise"]):
         raise UserError(f"noise in {path} should be a number, got {record['noise']!r}")
     if record["space_sha256"] != space.digest:
         raise UserError(

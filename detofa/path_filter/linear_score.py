@@ -7,10 +7,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from detofa.errors import UserError
+from detofa.files import is_number
 from detofa.path_filter.bins import Values
 from detofa.path_filter.pairs import Pairs
 from detofa.path_filter.records import REMAKE, fields_of
-from detofa.predictor import RidgePredictor, is_finite
+from detofa.predictor import RidgePredictor
 
 _FOLDS = 4
 _DIVISIONS = 3  # into folds
@@ -56,7 +57,7 @@ class LinearScore:
             UserError: a field is missing, unknown, or of the wrong kind.
         """
         fields = fields_of(record, cls.__dataclass_fields__, "a linear score")
-        if fields["terms"] not in get_args(Terms) or not is_finite(fields["scale"]):
+        if fields["terms"] not in get_args(Terms) or not is_number(fields["scale"]):
             raise UserError(
                 f"a linear score has terms (one of {', '.join(get_args(Terms))}) and a scale (a "
                 f"number), got {fields['terms']!r} and {fields['scale']!r}; make it again with "

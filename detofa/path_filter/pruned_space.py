@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
-from detofa.files import read_json, write_json
+from detofa.files import is_number, read_json, write_json
 from detofa.path_filter.bins import BudgetBins, Indices, Values
 from detofa.path_filter.drawing import MAX_DRAWS, Cost, draw_per_bin
 from detofa.path_filter.filter import PathFilter
 from detofa.path_filter.random_filter import RandomFilter
 from detofa.path_filter.records import REMAKE, fields_of, tuple_of
-from detofa.predictor import is_finite
 from detofa.space import Genes, SearchSpace
 
 KIND = "pruned_space"
@@ -52,9 +51,9 @@ class PrunedSpace:
         Raises:
             UserError: not one finite cut for each bin, or a share that is not above 0 and up to 1.
         """
-        if not is_finite(self.keep) or not 0 < self.keep <= 1:
+        if not is_number(self.keep) or not 0 < self.keep <= 1:
             raise UserError(f"the share to keep should be above 0 and up to 1, got {self.keep!r}")
-        whole = isinstance(self.cuts, tuple) and all(map(is_finite, self.cuts))
+        whole = isinstance(self.cuts, tuple) and all(map(is_number, self.cuts))
         if not whole or len(self.cuts) != self.bins.count:
             raise UserError(
                 f"a pruned space needs a finite cut for each of {self.bins.count} bins, got "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from detofa.errors import UserError
-from detofa.files import check_fields, read_companion, read_json, write_json
+from detofa.files import check_fields, is_number, read_companion, read_json, write_json
 from detofa.runtime.cuda import Gpu
 from detofa.subnet import Subnet
 
@@ -175,10 +175,6 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
-
-
 def _is_gpu(gpu: Gpu) -> bool:
     versions = (gpu.driver_cuda, gpu.runtime_cuda)
     short = all(_is_text(version) and len(version) < _LONGEST_VERSION for version in versions)
@@ -191,8 +187,8 @@ def _are_builds(value: Any) -> bool:
         and bool(value)
         and all(
             isinstance(build, dict)
-            and _is_number(build.get("milliseconds"))
-            and _is_number(build.get("enqueue_milliseconds") or 0)
+            and is_number(build.get("milliseconds"))
+            and is_number(build.get("enqueue_milliseconds") or 0)
             for build in value
         )
     )
@@ -212,11 +208,11 @@ _FITS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("engine_file", "engine_sha256", "onnx_file", "onnx_sha256"), _is_text),
     **dict.fromkeys(("precision", "tensorrt", "built_by", "system"), _is_text),
     "gpu": _is_gpu,
-    "workspace_bytes": _is_number,
+    "workspace_bytes": is_number,
     "builds": _are_builds,
-    "spread": _is_number,
+    "spread": is_number,
     "convolutions": lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
-    "share_of_macs": _is_number,
+    "share_of_macs": is_number,
     "verified": _is_verified,
     "timing_cache": lambda value: isinstance(value, dict),
 }
