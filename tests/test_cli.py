@@ -565,6 +565,18 @@ def test_a_filter_needs_a_table_for_latencies(run, place):
     assert run("filter", "--budget", "watts").code == 2
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--batch", "8"), ("--runtime", "openvino-cpu"), ("--precision", "int8")]
+)
+def test_a_filter_goes_by_the_table_that_is_meant(run, place, option, value):
+    space = load_supernet(place / "runs" / "squares-tiny" / "supernet.safetensors")[1].space
+    fake_table(space, this_cpu()).save(place / "latency_tables")
+    done = run("filter", "--budget", "latency", option, value)
+    assert done.code == 1
+    assert value in done.err
+    assert not (place / "runs" / "squares-tiny" / "path_filter").exists()
+
+
 def test_a_chosen_subnet_is_finetuned_exported_and_left_as_it_was(run, place):
     before = (place / "subnet.json").read_bytes()
     done = run("finetune", "subnet.json", "--epochs", 1, "--batch-size", 2)

@@ -8,7 +8,15 @@ import typer
 
 from detofa.cli.display import print_record, show_table, shown_progress
 from detofa.cli.measure import locate_table
-from detofa.cli.options import DataOfRun, Json, Run, Threads
+from detofa.cli.options import (
+    Batch,
+    DataOfRun,
+    Json,
+    Run,
+    TablePrecision,
+    TableRuntime,
+    Threads,
+)
 from detofa.cli.runs import find_run
 from detofa.cli.training import training_ranks
 
@@ -28,7 +36,10 @@ def fit(
     device: Annotated[
         str, typer.Option(help="cpu, or words of the name of a device with a table.")
     ] = "cpu",
+    runtime: TableRuntime = None,
+    precision: TablePrecision = None,
     threads: Threads = 1,
+    batch: Batch = 1,
     bins: Annotated[
         int | None, typer.Option(min=1, help="Budget bins.  [default: as in the run]")
     ] = None,
@@ -81,7 +92,9 @@ def fit(
             ranks=ranks,
             device=own_device,
         )
-        wanted = Wanted(device=device, threads=threads)
+        wanted = Wanted(
+            device=device, runtime=runtime, precision=precision, threads=threads, batch=batch
+        )
         table = locate_table(chooser.space, wanted) if budget == "latency" else None
         budgets = Budgets.of(chooser.space, bins or plan.bins, table)
         genes, evaluations = _labels(
