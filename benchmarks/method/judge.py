@@ -117,11 +117,7 @@ class Judge:
                 (plan.test_data or Path(config.data), "test"),
             )
         )
-        self.recalibration = Recalibration(
-            dataset=train,
-            preprocessing=record.preprocessing,
-            count=config.recalibration_images,
-        )
+        self.recalibration = Recalibration.of_run(config, train, record.preprocessing)
         self.filtered = PrunedSpace.load(filtered.pruned_space, self.space, self.budgets.cost)
         self.own = (
             PrunedSpace.load(run.pruned_space, self.space, self.budgets.cost)

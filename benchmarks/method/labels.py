@@ -124,7 +124,8 @@ def main() -> None:
     order = np.random.default_rng(0).permutation(len(validation.images))
 
     def recalibration(count: int) -> Recalibration:
-        return Recalibration(dataset=train, preprocessing=record.preprocessing, count=count)
+        changed = dataclasses.replace(config, recalibration_images=count)
+        return Recalibration.of_run(changed, train, record.preprocessing)
 
     dear = figures_of(supernet, genes, recalibration(max(options.recalibration)), test)
     truth = labels_of(dear, "ap")

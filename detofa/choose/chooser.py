@@ -119,11 +119,8 @@ class Chooser:
     @cached_property
     def recalibration(self) -> Recalibration:
         """Return the fixed recalibration set of the run."""
-        return Recalibration(
-            dataset=self._load("train"),
-            preprocessing=self.record.preprocessing,
-            count=int(self.record.recalibration["images"]),
-            seed=int(self.record.recalibration["seed"]),
+        return Recalibration.of_run(
+            self.run.load_config(), self._load("train"), self.record.preprocessing
         )
 
     def choose(

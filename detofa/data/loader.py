@@ -200,24 +200,36 @@ def repeat_factors(dataset: DetectionDataset, class_balance: float) -> NDArray[n
 def calibration_images(
     dataset: DetectionDataset,
     image_size: tuple[int, int],
+    augmentation: Augmentation,
     preprocessing: Preprocessing,
     count: int,
     seed: int,
 ) -> Tensor:
-    """Return the fixed set for BN recalibration: shuffled once, letterboxed, not augmented.
+    """Return the fixed set for BN recalibration: images as training shows them.
+
+    The weights have learned with the statistics of varied images, margins and all; those of plain
+    images differ, and cost accuracy.
 
     Args:
         dataset: The training split.
         image_size: (height, width).
+        augmentation: How training varies images.
         preprocessing: How pixels are normalised.
-        count: Number of images, capped at those there are.
-        seed: Chooses them.
+        count: Number of images; where there are fewer, they come again, varied otherwise.
+        seed: Chooses and varies them.
 
     Returns:
-        (N, 3, H, W) float32.
+        (count, 3, H, W) float32.
     """
-    chosen = np.random.default_rng(seed).permutation(len(dataset.images))[:count]
-    return network_inputs([dataset.images[index] for index in chosen], image_size, preprocessing)
+    batches = TrainingBatches(
+        dataset,
+        batch_size=count,
+        image_sizes=[image_size],
+        augmentation=augmentation,
+        preprocessing=preprocessing,
+        seed=seed,
+    )
+    return batches.batch(0).images
 
 
 def network_inputs(

@@ -18,6 +18,7 @@ from detofa.data.dataset import DetectionDataset
 from detofa.data.evaluation import AveragePrecision, evaluate_detections, evaluate_parts
 from detofa.data.loader import calibration_images
 from detofa.data.records import ImageRecord
+from detofa.data.transforms import Augmentation
 from detofa.imaging import Letterbox, Preprocessing, letterbox, read_image
 from detofa.runtime.detections import Detections
 from detofa.runtime.detector import Detector
@@ -29,6 +30,7 @@ from detofa.supernet.loss import LossWeights, assign, detection_loss
 from detofa.supernet.recalibrate import fuse_batch_norms, recalibrate
 from detofa.supernet.session import TorchSession
 from detofa.supernet.sharing import ArchModule, Network
+from detofa.train.config import TrainConfig
 from detofa.train.ranks import ALONE, Ranks
 
 _BATCH_SIZE = 8  # of the evaluation
@@ -43,30 +45,49 @@ class Recalibration:
 
     Attributes:
         dataset: Training split.
-        preprocessing: How images are prepared.
+        augmentation: How training varies its images.
+        preprocessing: How pixels are normalised.
         count: Number of images.
-        seed: Chooses them.
+        seed: Chooses and varies them.
     """
 
     dataset: DetectionDataset
+    augmentation: Augmentation
     preprocessing: Preprocessing
     count: int
     seed: int = 0
     _images: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def of_run(
+        cls, config: TrainConfig, dataset: DetectionDataset, preprocessing: Preprocessing
+    ) -> "Recalibration":
+        """Return the set of a run with these settings, from its training split."""
+        return cls(
+            dataset=dataset,
+            augmentation=config.augmentation,
+            preprocessing=preprocessing,
+            count=config.recalibration_images,
+        )
+
     def images(self, image_size: tuple[int, int]) -> Tensor:
         """Return the set at one input size: (count, 3, H, W); kept in memory."""
         if image_size not in self._images:
             images = calibration_images(
-                self.dataset, image_size, self.preprocessing, self.count, self.seed
+                self.dataset,
+                image_size,
+                self.augmentation,
+                self.preprocessing,
+                self.count,
+                self.seed,
             )
             self._images[image_size] = images.contiguous(memory_format=torch.channels_last)
         return self._images[image_size]
 
     def to_json(self) -> dict[str, object]:
         """Return what a subnet.json says of it."""
-        count = min(self.count, len(self.dataset.images))
-        return {"images": count, "seed": self.seed, "split": self.dataset.split}
+        about = {"images": self.count, "seed": self.seed, "split": self.dataset.split}
+        return about | {"augmented": True}
 
 
 def extract_recalibrated(

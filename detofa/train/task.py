@@ -76,9 +76,7 @@ class Task(ABC):
             config.space, num_classes=len(train.categories), image_sizes=config.image_sizes
         )
         self.preprocessing = preprocessing_of(config.space)
-        self.recalibration = Recalibration(
-            dataset=train, preprocessing=self.preprocessing, count=config.recalibration_images
-        )
+        self.recalibration = Recalibration.of_run(config, train, self.preprocessing)
 
     @abstractmethod
     def network(self) -> WeightSharing[Any]:

@@ -151,12 +151,21 @@ def test_large_images_are_kept_at_twice_the_input(tmp_path, make_coco):
 
 def test_the_calibration_set_is_fixed_by_its_seed(dataset):
     first, again, other = (
-        calibration_images(dataset, (64, 96), LITE, 4, seed) for seed in (0, 0, 3)
+        calibration_images(dataset, (64, 96), Augmentation(), LITE, 4, seed) for seed in (0, 0, 3)
     )
     assert first.shape == (4, 3, 64, 96)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert calibration_images(dataset, (64, 96), LITE, 100, 0).shape[0] == 7
+
+
+def test_the_calibration_set_varies_images_as_training_does(dataset):
+    count = 5 * len(dataset.images)
+    calibrated = calibration_images(dataset, (64, 96), Augmentation(), LITE, count, 0)
+    batches = _batches(
+        dataset, batch_size=count, image_sizes=((64, 96),), augmentation=Augmentation(), seed=0
+    )
+    assert torch.equal(calibrated, batches.batch(0).images)
+    assert len({image.numpy().tobytes() for image in calibrated}) == count
 
 
 @pytest.mark.parametrize(

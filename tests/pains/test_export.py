@@ -24,6 +24,7 @@ from detofa.subnet import PostProcessing, Subnet
 from detofa.supernet.decode import DecodedDetector, anchor_points
 from detofa.train.checkpoint import load_supernet
 from detofa.train.evaluate import Recalibration, extract_recalibrated
+from detofa.train.run import RunFolder
 from tests.detectors import make_pictures
 from tests.pains.conftest import SIZE, bright_detector, judge_of
 from tests.samples import make_subnet
@@ -43,11 +44,9 @@ def test_export_gives_the_chosen_subnet_with_statistics_of_its_own(loop):
     """Entry 28: nobody knows how to export a subnet, nor that its statistics must be renewed."""
     subnet = Subnet.load(loop / "subnet.json")
     supernet, record = load_supernet(loop / "runs/squares-tiny/supernet.safetensors")
-    few = Recalibration(
-        dataset=load_dataset(loop / "squares", "train"),
-        preprocessing=record.preprocessing,
-        count=int(subnet.recalibration["images"]),
-        seed=int(subnet.recalibration["seed"]),
+    config = RunFolder(path=loop / "runs/squares-tiny").load_config()
+    few = Recalibration.of_run(
+        config, load_dataset(loop / "squares", "train"), record.preprocessing
     )
     detector = extract_recalibrated(supernet, subnet.arch, few)
     module = DecodedDetector(detector, neck_head_of(subnet), subnet.postprocessing.top_k)

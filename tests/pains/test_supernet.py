@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from detofa.cli import app
 from detofa.data.dataset import load_dataset
+from detofa.data.transforms import NO_AUGMENTATION
 from detofa.export.rewrite import conv_macs
 from detofa.imaging import IMAGENET
 from detofa.presets import preset
@@ -95,7 +96,9 @@ def test_two_subnets_have_figures_of_their_own_that_say_whose_they_are(
     """Entry 20: another subnet is switched on, and the figures stay the same."""
     write_dataset(tmp_path / "few", splits=("val",), images=2)
     validation = load_dataset(tmp_path / "few", "val")
-    few = Recalibration(dataset=validation, preprocessing=IMAGENET, count=2)
+    few = Recalibration(
+        dataset=validation, augmentation=NO_AUGMENTATION, preprocessing=IMAGENET, count=2
+    )
     archs = [SPACE.smallest, SPACE.largest]
 
     def losses(some):

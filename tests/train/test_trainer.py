@@ -117,7 +117,10 @@ def test_evaluating_side_by_side_changes_neither_figures_nor_the_supernet(
     trainer = trainer_of(config_of(digits), tmp_path)
     before = {name: value.clone() for name, value in trainer.supernet.state_dict().items()}
     recalibration = Recalibration(
-        dataset=trainer.task.train, preprocessing=trainer.task.preprocessing, count=8
+        dataset=trainer.task.train,
+        augmentation=trainer.config.augmentation,
+        preprocessing=trainer.task.preprocessing,
+        count=8,
     )
     arguments = (recalibration, trainer.task.validation, PostProcessing())
     supernet = trainer.supernet
