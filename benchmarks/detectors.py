@@ -40,7 +40,6 @@ from detofa.files import write_text
 from detofa.imaging import read_image, resize
 from detofa.profiling.device import this_cpu
 from detofa.profiling.table import LatencyTable, load_table
-from detofa.reachable import reachable_range
 from detofa.runtime.detections import Detections
 from detofa.runtime.detector import Detector, open_detector
 from detofa.runtime.measuring import Schedule, measure_models
@@ -172,7 +171,7 @@ def search(plan: Plan) -> dict[str, Record]:
     settings = {"profile_seconds": plan.profile_seconds}
     plan.kept("profile", settings, partial(_run_detofa, plan, *command))
     (path,) = (plan.detofa / "latency_tables").glob("*.json")
-    limits = budgets_ms(load_table(path), plan.budgets, plan.seed)
+    limits = budgets_ms(load_table(path), plan.budgets)
     return {
         f"{run}-{number}": _chosen(plan, run, f"{run}-{number}", limit)
         for run in INITS
@@ -180,13 +179,9 @@ def search(plan: Plan) -> dict[str, Record]:
     }
 
 
-def budgets_ms(table: LatencyTable, count: int, seed: int) -> list[float]:
+def budgets_ms(table: LatencyTable, count: int) -> list[float]:
     """Return budgets in equal ratios, from the fastest to the slowest detector of a table."""
-    rng = np.random.default_rng(seed)
-    reach = reachable_range(
-        table.space, lambda genes: table.predict_interval(genes)[1], rng, unit="ms"
-    )
-    limits = np.geomspace(_SPARE * reach.low, _SPARE * reach.high, count)
+    limits = np.geomspace(_SPARE * table.reach.low, _SPARE * table.reach.high, count)
     return [round(float(limit), 2) for limit in limits]
 
 

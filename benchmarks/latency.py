@@ -25,7 +25,6 @@ from detofa.profiling.again import AGAIN, measure_again
 from detofa.profiling.measure import detector_builders
 from detofa.profiling.table import LatencyTable, load_table
 from detofa.profiling.verify import Verification, verify_table
-from detofa.reachable import reachable_range
 from detofa.timer import measure
 from detofa.train.run import RunFolder
 
@@ -64,10 +63,7 @@ def searches(
     """Choose detectors for random budgets, measure them afresh, and print how they stand."""
     rng = np.random.default_rng(seed)
     chooser = Chooser(run, table=table, seed=seed, data=data)
-    reach = reachable_range(
-        chooser.space, lambda genes: table.predict_interval(genes)[1], rng, unit="ms"
-    )
-    budgets = rng.uniform(reach.low, reach.high, count)
+    budgets = rng.uniform(table.reach.low, table.reach.high, count)
     rows: list[dict[str, Any]] = []
     for number, limit in enumerate(budgets):
         output = run.path / "subnets" / f"promise-{number}.json"
@@ -86,9 +82,7 @@ def searches(
     for index, row in enumerate(rows):
         row["measured_ms"] = now.p50_ms[str(index)]
     used = np.array([row["measured_ms"] / row["budget_ms"] for row in rows])
-    print(
-        f"{count} searches on {table.device.name}, budgets {reach.low:.2f} to {reach.high:.2f} ms:"
-    )
+    print(f"{count} searches on {table.device.name}, budgets {table.reach}:")
     print(f"within the budget {(used <= 1).sum()}, worst {used.max() - 1:+.1%} over it")
     print(f"measured over budget: median {np.median(used):.3f}, least {used.min():.3f}")
     print("\n| budget, ms | predicted | upper edge | measured | of the budget |")

@@ -37,8 +37,9 @@ class Reachable:
     highest: Genes
 
     def __str__(self) -> str:
-        """Return the range for people; its lower end, when typed, is reachable."""
-        return f"{quantity(_rounded_up(self.low), self.unit)} to {quantity(self.high, self.unit)}"
+        """Return the range for people; both its ends, when typed, lie inside."""
+        low, high = _rounded(self.low, math.ceil), _rounded(self.high, math.floor)
+        return f"{quantity(low, self.unit)} to {quantity(high, self.unit)}"
 
 
 def reachable_range(
@@ -153,9 +154,9 @@ def quantity(value: float, unit: str) -> str:
     return f"{value:.4g} {unit}" if abs(value) < 1000 else f"{format_count(value)} {unit}"
 
 
-def _rounded_up(value: float) -> float:
-    """Round up to four digits, so that the number shown is not below the number meant."""
+def _rounded(value: float, towards: Callable[[float], int]) -> float:
+    """Round to four digits, up or down."""
     if value <= 0:
         return value
     step = 10.0 ** (math.floor(math.log10(value)) - 3)
-    return math.ceil(value / step) * step
+    return towards(value / step) * step

@@ -156,9 +156,9 @@ class Chooser:
         )
         if budget.kind == "latency" and budget.limit > quick.reachable.high:
             raise UserError(
-                f"no detector of this space is as slow as {quantity(budget.limit, 'ms')}: it "
-                f"reaches {quick.reachable}; give a budget in that range, or --pareto for the best "
-                "whatever it takes"
+                f"every detector of this space is faster than {quantity(budget.limit, 'ms')}: it "
+                f"reaches {quick.reachable}; give a budget in that range, its upper end for the "
+                "best whatever it takes"
             )
         labels, genes = self._labelled(), np.empty((0, self.space.num_genes), np.int8)
         rounds: list[Round] = []

@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from detofa.files import SCHEMA
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _SECONDS_BETWEEN_LINES = 10.0
 _WIDTH_OF_A_FILE = 240  # columns of a table that goes to a file or a pipe
@@ -45,6 +48,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     """Print a table; the first column is text, the others are aligned right."""
     from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
@@ -53,7 +57,29 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
         table.add_column(Text(name), justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE).print(table)
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
+    if (
+        Measurement.get(console, console.options.update(width=10_000), table).maximum
+        > console.width
+    ):
+        _show_rows(console, title, columns, rows)
+    else:
+        console.print(table)
+
+
+def _show_rows(
+    console: "Console", title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    """Print a table that is wider than the terminal: each row as a few lines."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    if title:
+        console.print(Text(title, style="italic"))
+    for first, *cells in rows:
+        told = [f"{name} {cell}" for name, cell in zip(columns[1:], cells, strict=True) if cell]
+        console.print(Text(first or "-", style="bold"))
+        console.print(Padding(Text(", ".join(told)), (0, 0, 0, 2)))
 
 
 @contextlib.contextmanager
@@ -90,6 +116,16 @@ class _Lines:
         if doing != self._doing or now - self._last >= _SECONDS_BETWEEN_LINES:
             print(f"{doing}: {share:.0%}", file=sys.stderr, flush=True)
             self._doing, self._last = doing, now
+
+
+@contextlib.contextmanager
+def kept_when_stopped(what: str) -> Iterator[None]:
+    """Say what is kept when Ctrl-C ends the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped; {what}", file=sys.stderr, flush=True)
+        raise
 
 
 def duration(seconds: float) -> str:

@@ -95,7 +95,7 @@ def fit(
         wanted = Wanted(
             device=device, runtime=runtime, precision=precision, threads=threads, batch=batch
         )
-        table = locate_table(chooser.space, wanted) if budget == "latency" else None
+        table = locate_table(chooser.space, wanted, found) if budget == "latency" else None
         budgets = Budgets.of(chooser.space, bins or plan.bins, table)
         genes, evaluations = _labels(
             chooser, found, budgets, labels_per_bin or plan.labels_per_bin, seed
@@ -205,4 +205,4 @@ def _show_kept(pruned: "PrunedSpace", run: "RunFolder", seed: int) -> None:
         columns,
         [[*key, *cells] for key, cells in rows.items()],
     )
-    print(f"`detofa report {shlex.quote(str(run.path))}` draws this")
+    print(f"`detofa report --run {shlex.quote(str(run.path))}` draws this")

@@ -79,7 +79,7 @@ def finetune(
             settings, epochs, len(training.images), batch_size, learning_rate, seed
         )
         wanted = name or f"finetune-{subnet.stem}"
-        run = ranks.first(lambda: find_place(wanted, config, again=True))
+        run = ranks.first(lambda: find_place(wanted, config))
         task = FinetuneTask(config, record, detector, train=training, validation=validation)
         with training_in(config, task, run, ranks, own_device, tensorboard=tensorboard) as (
             trainer,

@@ -1,13 +1,21 @@
 """`detofa profile` and `devices`: latency tables."""
 
 import dataclasses
+import math
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detofa.cli.display import age, print_record, show_table, shown_progress
+from detofa.cli.display import (
+    age,
+    kept_when_stopped,
+    print_record,
+    show_table,
+    shown_progress,
+)
 from detofa.cli.options import (
     Batch,
     ImageSizes,
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     from detofa.profiling.table import LatencyTable, Wanted
     from detofa.runtime.runtimes import Runtime
     from detofa.space import SearchSpace
+    from detofa.train.run import RunFolder
 
 TABLES = Path("latency_tables")
 
@@ -150,7 +159,8 @@ def _measure(
     log = log_of(plan, Conditions.of(device, runtime, schedule), TABLES / "unfinished")
     if log.samples.passes:
         print(f"going on with {len(log.samples.passes)} passes of a profile that was stopped")
-    with shown_progress() as on_progress:
+    kept = "whole passes are kept, and the same command goes on with them"
+    with kept_when_stopped(kept), shown_progress() as on_progress:
         table = measure_table(
             plan,
             runtime=runtime,
@@ -165,10 +175,33 @@ def _measure(
 
 
 def _finish(table: "LatencyTable") -> None:
+    _keep_earlier(table)
     path = table.save(TABLES)
     _show_profile(table)
-    print(f"wrote {path}; next: `detofa search --latency 10ms{table.options}`")
+    middle = f"{math.sqrt(table.reach.low * table.reach.high):.2g}ms"
+    print(f"wrote {path}; next: `detofa search --latency {middle}{table.options}`")
     print_record("profile", _record(path, table))
+
+
+def _keep_earlier(table: "LatencyTable") -> None:
+    """Move the table that this one is to replace, and say which of the two is more exact."""
+    from detofa.profiling.table import load_table
+
+    path, kept = TABLES / table.file_name, TABLES / "earlier" / table.file_name
+    if not path.is_file():
+        return
+    try:
+        before = load_table(path)
+    except UserError:
+        return  # a broken one is no loss
+    kept.parent.mkdir(exist_ok=True)
+    path.replace(kept)
+    print(
+        f"the table of {age(before.date)} ago is kept as {kept}: its interval is "
+        f"+-{before.interval:.1%}, that of the new one +-{table.interval:.1%}"
+    )
+    if table.interval > before.interval:
+        print(f"note: the earlier one is more exact: `mv {kept} {path}` brings it back")
 
 
 def _pack(
@@ -235,6 +268,10 @@ def _verify(table: "LatencyTable", seed: int | None) -> None:
             ["slower than for the table", f"{found.slowdown:.3f} times"],
         ],
     )
+    print(
+        f"predictions are off by {errors['mape']:.1%} on average, and by {errors['worst']:.1%} at "
+        "worst"
+    )
     for what, reached in found.checks.items():
         print(f"{'pass' if reached else 'FAIL'}: {what}")
     print(f"{'pass' if found.reaches_the_aim else 'no'}: the aim, MAPE at most 1.2 F")
@@ -249,9 +286,12 @@ def _verify(table: "LatencyTable", seed: int | None) -> None:
     print(f"wrote {path}")
     print_record("profile_verification", {"table": path, **found.to_json()})
     if not found.passed:
+        missed = "; ".join(what for what, reached in found.checks.items() if not reached)
         raise UserError(
-            "the table is not as good as it should be; measure it again with more time: "
-            "`detofa profile`"
+            f"the table misses some of what is asked of one that ships: {missed}. "
+            f"{found.coverage:.0%} of the detectors were within its interval of "
+            f"+-{table.interval:.1%}, by which `detofa search` keeps budgets. A longer profile on "
+            "a quiet machine makes a better one: `detofa profile` without --budget-seconds"
         )
 
 
@@ -296,8 +336,15 @@ def table_folders() -> Iterator[Path]:
             yield folder
 
 
-def locate_table(space: "SearchSpace", wanted: "Wanted") -> "LatencyTable":
+def locate_table(
+    space: "SearchSpace", wanted: "Wanted", run: "RunFolder | None" = None
+) -> "LatencyTable":
     """Return the latency table of a space that is wanted, from the first folder that has it.
+
+    Args:
+        space: The space.
+        wanted: Device, runtime and settings.
+        run: Whose space it is, to name in the message what makes a table.
 
     Raises:
         UserError: none has it (the message is about the user's own folder), or the first that has
@@ -305,10 +352,12 @@ def locate_table(space: "SearchSpace", wanted: "Wanted") -> "LatencyTable":
     """
     from detofa.profiling.table import NoTableError, find_table
 
+    option = "" if run is None else f" --run {shlex.quote(str(run.path))}"
+    remake = f"`detofa profile{option}`"
     first: NoTableError | None = None
     for folder in dict.fromkeys([TABLES, *table_folders()]):
         try:
-            return find_table(folder, space, wanted)[1]
+            return find_table(folder, space, wanted, remake=remake)[1]
         except NoTableError as error:
             first = first or error
     assert first is not None
@@ -375,6 +424,10 @@ def _show_profile(table: "LatencyTable") -> None:
         f"others cost what the prior {table.model['prior']} and blocks like them say"
     )
     print(f"range of measured detectors: {min(times):.2f} to {max(times):.2f} ms (p50)")
+    print(
+        f"budgets that search can meet: {table.reach}, since it counts on the slow end of the "
+        f"interval of +-{table.interval:.1%}"
+    )
     floor = table.noise_floor
     before = table.method.get("noise_floor_with_drift")
     drift = "" if before is None else f" ({before:.1%} before drift was taken out)"

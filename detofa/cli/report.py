@@ -7,7 +7,7 @@ import typer
 
 from detofa.cli.display import disk_size, print_record
 from detofa.cli.measure import table_folders
-from detofa.cli.options import DataOfRun, Json
+from detofa.cli.options import DataOfRun, Json, Run
 from detofa.cli.runs import find_run
 
 if TYPE_CHECKING:
@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 
 def report(
-    run: Annotated[
-        str | None,
-        typer.Argument(help="A run's name or folder.  [default: the newest under runs/]"),
-    ] = None,
+    run: Run = None,
     output: Annotated[
         Path | None, typer.Option(help="The file to write.  [default: report.html in the run]")
     ] = None,

@@ -135,15 +135,35 @@ def _row(record: dict[str, Any]) -> list[str]:
 
 
 def find_run(name: str | None) -> "RunFolder":
-    """Return the run of a name or folder; the newest trained one if none is given.
+    """Return the run of a name or folder; the newest finished one if none is given.
+
+    Says so where that is not plain: of several runs, and of one that was stopped.
 
     Raises:
         UserError: there is none; says which are there.
     """
-    from detofa.train.run import RUNS, RunFolder, newest_run
+    from detofa.train.run import RUNS, newest_run
 
-    if name is None:
-        return newest_run()
+    if name is not None:
+        run = _named_run(name)
+    else:
+        run = newest_run()
+        others = len(list(RUNS.glob("*/supernet.safetensors"))) - 1
+        if others:
+            print(f"taking {run.path}, of {others + 1} runs the newest; --run names another")
+    missing = run.missing_steps()
+    if missing:
+        steps = run.load_config().steps
+        print(
+            f"warning: {run.path} was stopped at step {steps - missing} of {steps}, and is taken "
+            "as it is; the same `detofa train` goes on with it"
+        )
+    return run
+
+
+def _named_run(name: str) -> "RunFolder":
+    from detofa.train.run import RUNS, RunFolder
+
     for path in (RUNS / name, Path(name)):
         if (path / "config.toml").is_file():
             return RunFolder(path=path)

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from detofa.cli.display import average_precision, print_record, show_table, shown_progress
+from detofa.cli.display import (
+    average_precision,
+    kept_when_stopped,
+    print_record,
+    show_table,
+    shown_progress,
+)
 from detofa.cli.front import show_front
 from detofa.cli.measure import locate_table
 from detofa.cli.options import (
@@ -107,7 +113,8 @@ def search(
     table = _table(found, wanted, needed=limit is not None and macs is None)
     if table is not None:
         _check_conditions(table, strict=strict)
-    with shown_progress() as on_progress:
+    kept = "paths that were evaluated are kept, and the same command goes on from them"
+    with kept_when_stopped(kept), shown_progress() as on_progress:
         chooser = Chooser(
             found,
             table=table,
@@ -152,7 +159,7 @@ def _table(run: "RunFolder", wanted: "Wanted", *, needed: bool) -> "LatencyTable
     from detofa.train.supernet_record import read_supernet_record
 
     try:
-        return locate_table(read_supernet_record(run.supernet).space, wanted)
+        return locate_table(read_supernet_record(run.supernet).space, wanted, run)
     except UserError as error:
         if needed:
             raise

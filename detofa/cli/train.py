@@ -96,7 +96,7 @@ def train(
         task = _load_task(config, skip_bad)
         run = ranks.first(lambda: find_place(name, config))
         run_training(config, task, run, ranks, own_device, tensorboard=tensorboard)
-        print(f"{run.path} is trained; next: `detofa profile`, then `detofa search --latency 10ms`")
+        print(f"{run.path} is trained; next: `detofa profile` measures what its detectors take")
 
 
 def _of_equal_cost(config: "TrainConfig", run: str, steps: int | None) -> "TrainConfig":

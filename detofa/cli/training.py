@@ -88,13 +88,13 @@ def _init_at_hand(config: "TrainConfig") -> str:
     return _LITE0
 
 
-def find_place(name: str | None, config: "TrainConfig", *, again: bool = False) -> "RunFolder":
-    """Return the folder to train in: a new one, or that of an unfinished run with these settings.
+def find_place(name: str | None, config: "TrainConfig") -> "RunFolder":
+    """Return the folder to train in: a new one, or that of a run with these settings.
 
     Args:
-        name: The name wanted; the settings make one if None. A number is added to one taken.
+        name: The name wanted; the settings make one if None. A number is added where a finished
+            run with other settings has it.
         config: The settings.
-        again: Whether a finished run with these settings is taken too.
 
     Raises:
         UserError: an unfinished run of this name has other settings; names them.
@@ -106,11 +106,14 @@ def find_place(name: str | None, config: "TrainConfig", *, again: bool = False) 
         raise UserError(f"--name should be a plain name for a folder under {RUNS}/, got {wanted!r}")
     names = (wanted if number == 1 else f"{wanted}-{number}" for number in itertools.count(1))
     folders = (RunFolder(path=RUNS / name) for name in names)
-    run = next(
-        folder
-        for folder in folders
-        if not _is_finished(folder) or (again and folder.load_config() == config)
-    )
+    for run in folders:
+        if not _is_finished(run):
+            break
+        differing = _differences(run.load_config(), config)
+        if not differing:
+            print(f"{run.path} is finished already; another --name or --seed trains another run")
+            return run
+        print(f"{run.path} is a finished run with other settings: {differing}")
     if _is_free(run.path):
         print(f"run {run.path}")
         return run

@@ -140,11 +140,10 @@ def checks(
 
 
 def commands(folder: Path, table: LatencyTable) -> tuple[str, ...]:
-    """Return three commands that work as they are, typed where the demo was."""
+    """Return two commands that work as they are, typed where the demo was."""
     low, high = measured_range(table)
     option = "" if folder.parent == Path("runs") else f" --run {shlex.quote(str(folder))}"
     return (
-        f"detofa profile{option}",
         f"detofa search --latency {low + 0.45 * (high - low):.1f}ms{option}",
         "detofa export subnet.json",
     )

@@ -1,5 +1,6 @@
 """What the demo prints while it goes and when it is done."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,13 +48,17 @@ class Show:
         """Print the detectors, the targets, and what to try next."""
         self._table("The detectors", COLUMNS, [cells(row) for row in summary.rows])
         checks = [
-            (check.name, check.target, check.found, "met" if check.passed else "MISSED")
+            (check.name, check.target, check.found, "met" if check.passed else "not met")
             for check in summary.checks
         ]
         self._table("The targets", ("figure", "target", "found", ""), checks)
-        self.console.print(Text(f"Report: {folder / 'report.html'}"))
+        self.console.print(Text("Times are those of a machine that does nothing else."))
         self.console.print(Text(f"Boxes:  {folder / 'pictures' / 'detections.jpg'}"))
-        self.console.print(Text("To try next:", style="bold"))
+        self.console.print(Text(f"Report: {folder / 'report.html'}, for a browser"))
+        activate = Path(sys.executable).with_name("activate")
+        if shutil.which("detofa") is None and activate.is_file():
+            self.console.print(Text(f"To have the command: source {activate}"), soft_wrap=True)
+        self.console.print(Text("Next, your own data: docs/tutorial.md. Or here:", style="bold"))
         for command in summary.commands:
             self.console.print(Text(f"  {command}"), soft_wrap=True)
 

@@ -17,6 +17,7 @@ from detofa.errors import UserError
 from detofa.files import check_fields, read_json, sha256_json, write_json
 from detofa.profiling.cost import AdditiveCost, all_blocks
 from detofa.profiling.device import Device, find_device, holds_words, slug, this_cpu
+from detofa.reachable import Reachable, reachable_range
 from detofa.space import Genes, SearchSpace
 from detofa.timer import Clock
 
@@ -95,6 +96,14 @@ class LatencyTable:
         """
         predicted = self.cost(genes)
         return predicted / (1 + self.interval), predicted / (1 - min(self.interval, 0.9))
+
+    @cached_property
+    def reach(self) -> Reachable:
+        """Return which budgets can be met: the range of the interval's slow edge, in ms."""
+        rng = np.random.default_rng(0)
+        return reachable_range(
+            self.space, lambda genes: self.predict_interval(genes)[1], rng, unit="ms"
+        )
 
     def columns(self, genes: Genes) -> dict[str, NDArray[np.float64]]:
         """Return what each part of (N, num_genes) detectors takes: per part (N,) milliseconds.
@@ -387,9 +396,15 @@ THIS_CPU = Wanted()
 
 
 def find_table(
-    folder: Path, space: SearchSpace, wanted: Wanted = THIS_CPU
+    folder: Path, space: SearchSpace, wanted: Wanted = THIS_CPU, *, remake: str = REMAKE
 ) -> tuple[Path, LatencyTable]:
     """Return the table of a space that a user means, and where it is.
+
+    Args:
+        folder: Where tables are.
+        space: The space.
+        wanted: Device, runtime and settings.
+        remake: What makes such a table, for the message where there is none.
 
     Raises:
         NoTableError: there is none; says what makes one.
@@ -438,7 +453,7 @@ def find_table(
     )
     raise NoTableError(
         f"no latency table of {_describe(space)} on {device} with {wanted} in {folder}{others}; "
-        f"make it with {REMAKE} on that machine"
+        f"make it with {remake} on that machine"
     )
 
 

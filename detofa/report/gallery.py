@@ -38,7 +38,7 @@ def gallery_section(source: Source) -> Section:
             name=name,
             title=title,
             missing=f"The images are not here ({error}); name their folder with "
-            f"`detofa report{run.replace(' --run', '')} --data DIR`.",
+            f"`detofa report{run} --data DIR`.",
         )
     records = dataset.images[:_COUNT]
     images = [read_image(record.path) for record in records]

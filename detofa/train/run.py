@@ -89,6 +89,17 @@ class RunFolder:
             raise broken
         return 0
 
+    def missing_steps(self) -> int:
+        """Return how many steps the supernet lacks to the end of the run.
+
+        0 as well where that cannot be told, since the settings or the supernet are broken.
+        """
+        try:
+            trained = read_header(self.supernet, "supernet", remake=TRAIN)["step"]
+            return max(0, self.load_config().steps - int(trained))
+        except (UserError, KeyError, TypeError, ValueError, OverflowError):
+            return 0
+
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         """Keep other processes from training in this folder; the system forgets it with this one.
@@ -270,15 +281,19 @@ class RunFolder:
 
 
 def newest_run(runs: Path = RUNS) -> RunFolder:
-    """Return the run whose supernet was written last.
+    """Return the run whose supernet was written last, of those that are trained to their end.
+
+    Where none is, the newest of those that were stopped.
 
     Raises:
         UserError: there is none.
     """
-    found = sorted(runs.glob("*/supernet.safetensors"), key=lambda path: path.stat().st_mtime)
+    paths = sorted(runs.glob("*/supernet.safetensors"), key=lambda path: path.stat().st_mtime)
+    found = [RunFolder(path=path.parent) for path in paths]
     if not found:
         raise UserError(f"no trained run under {runs}/; make one with `detofa train --data DIR`")
-    return RunFolder(path=found[-1].parent)
+    finished = [run for run in found if run.missing_steps() == 0]
+    return (finished or found)[-1]
 
 
 def _commit() -> str | None:

@@ -94,10 +94,12 @@ class Trainer:
     def begin(self, command: str) -> None:
         """Make the run's folder and write what the run is; the first rank alone does.
 
+        A finished run stays as it is.
+
         Args:
             command: The command line, for the record.
         """
-        if not self.ranks.is_first:
+        if not self.ranks.is_first or self.step >= self.config.steps:
             return
         self.run.path.mkdir(parents=True, exist_ok=True)
         self.config.save(self.run.config)

@@ -241,9 +241,16 @@ def test_a_faulty_recipe_is_refused_by_name(tmp_path: Path, text: str, message: 
 def test_the_newest_run_is_the_one_trained_last(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no trained run"):
         newest_run(tmp_path)
-    for name in ("b", "a"):
-        trainer_of(config_of(digits, steps=1), tmp_path / name).train(Quiet(), never)
+    for name in ("b", "a", "stopped"):
+        trainer = trainer_of(config_of(digits, steps=2), tmp_path / name)
+        trainer.begin("detofa train")
+        trainer.train(Quiet(), lambda stops=name == "stopped": stops)  # type: ignore[misc]
     assert newest_run(tmp_path).path.name == "a"
+    assert RunFolder(path=tmp_path / "a").missing_steps() == 0
+    assert RunFolder(path=tmp_path / "stopped").missing_steps() == 1
+    for name in ("a", "b"):
+        RunFolder(path=tmp_path / name).remove()
+    assert newest_run(tmp_path).path.name == "stopped"
 
 
 def test_paths_of_many_shapes_do_not_make_memory_grow(digits: Path, tmp_path: Path) -> None:
