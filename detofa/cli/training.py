@@ -288,6 +288,8 @@ def training_in(
         ranks.first(lambda: stack.enter_context(run.claimed()))
         trainer = Trainer(config, task, run, device, ranks)
         trainer.begin(command_line())
+        if ranks.is_first and trainer.step < config.steps:
+            print(f"{config.steps} steps of {config.batch_size} images")
         if ranks.is_first and trainer.note:
             print(f"note: {trainer.note}")
         if tensorboard and ranks.is_first:
