@@ -58,10 +58,8 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
-    if (
-        Measurement.get(console, console.options.update(width=10_000), table).maximum
-        > console.width
-    ):
+    widest = console.options.update(width=10_000)
+    if Measurement.get(console, widest, table).maximum > console.width:
         _show_rows(console, title, columns, rows)
     else:
         console.print(table)
