@@ -28,16 +28,14 @@ def report_of(source: Source, *, first: tuple[Section, ...] = ()) -> Report:
     if detects:
         sections += [
             front_section(source),
+            gallery_section(source),
             search_section(source),
             filter_section(source),
             pruned_section(source),
             latency_section(source),
             time_section(source),
         ]
-    sections.append(training_section(source))
-    if detects:
-        sections.append(gallery_section(source))
-    sections.append(provenance_section(source))
+    sections += [training_section(source), provenance_section(source)]
     return Report(
         title=f"detofa report: {source.run.path.name}",
         facts=_facts(source),
