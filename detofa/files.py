@@ -149,7 +149,8 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
 
 def is_number(value: Any) -> bool:
     """Tell whether a JSON value is a number, and of a size that can be calculated with."""
-    return type(value) in (int, float) and abs(value) < _TOO_LARGE
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and bool(abs(value) < _TOO_LARGE)
 
 
 def refuse_deep(value: Any) -> None:

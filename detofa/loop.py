@@ -3,6 +3,7 @@
 For notebooks and scripts; docs/notebook.md shows all four.
 """
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def profile(
         UserError: the run has no supernet, or ONNX Runtime is missing.
     """
     table = measure_table(ProfilePlan.draw(Chooser(run).space, seed=seed), budget_seconds=seconds)
-    table.save(tables)
+    table.save_beside_earlier(tables)
     return table
 
 
@@ -154,14 +155,22 @@ def export(
         seed: Decides on which images, and on which noise, both are compared.
 
     Raises:
-        UserError: the data are faulty, or the file does not do what PyTorch does.
+        UserError: no image can be read, int8 has nothing to be calibrated on, or the file does not
+            do what PyTorch does.
+
+    Warns:
+        UserWarning: something cannot be compared, such as average precision without true boxes.
     """
+    if precision == "int8" and calibrate_on < 1:
+        raise UserError(f"int8 is calibrated on one image or more, got {calibrate_on}")
     record, detector = load_subnet(subnet)
     neck_head = record.space.blocks(record.arch)[-1]
     assert isinstance(neck_head, NeckHead)
     rng = np.random.default_rng(seed)
     calibrated = calibrate_on if precision == "int8" else 0
     evidence = gather_evidence(record, detector, data, rng, calibrate_on=calibrated)
+    for note in evidence.notes:
+        warnings.warn(note, stacklevel=2)
     return export_subnet(
         DecodedDetector(detector, neck_head, record.postprocessing.top_k).eval(),
         record,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +39,20 @@ class Reachable:
 
     def __str__(self) -> str:
         """Return the range for people; both its ends, when typed, lie inside."""
-        low, high = _rounded(self.low, math.ceil), _rounded(self.high, math.floor)
-        return f"{quantity(low, self.unit)} to {quantity(high, self.unit)}"
+        low = quantity(_rounded(self.low, math.ceil), self.unit)
+        return f"{low} to {self.most}"
+
+    @property
+    def most(self) -> str:
+        """Return the greatest cost for people, not above what it is."""
+        return quantity(_rounded(self.high, math.floor), self.unit)
+
+    @property
+    def middle(self) -> str:
+        """Return a number inside, near the middle: as few digits as that takes, two or more."""
+        exact = math.sqrt(self.low * self.high)
+        rounded = (f"{Decimal(f'{exact:.{digits}g}'):f}" for digits in range(2, 18))
+        return next(text for text in rounded if self.low <= float(text) <= self.high)
 
 
 def reachable_range(
@@ -150,7 +163,9 @@ def measured(measure: Measure, genes: Genes) -> Values:
 
 
 def quantity(value: float, unit: str) -> str:
-    """Return a cost for people: `9.58 ms`, `120M MACs`."""
+    """Return a cost for people, as they can type it: `9.58 ms`, `1250 ms`, `120M MACs`."""
+    if unit == "ms":
+        return f"{Decimal(f'{value:.4g}'):f} ms"
     return f"{value:.4g} {unit}" if abs(value) < 1000 else f"{format_count(value)} {unit}"
 
 

@@ -486,7 +486,7 @@ def _result(
     if reachable.high <= budget.limit < math.inf:
         note = (
             f"the budget of {quantity(budget.limit, budget.unit)} allows every path of the "
-            f"space: the costliest takes {quantity(reachable.high, budget.unit)}"
+            f"space: the costliest takes {reachable.most}"
         )
     return SearchResult(
         genes=pool.genes[order],

@@ -111,7 +111,7 @@ class Subnet:
         weights_file: Name of the safetensors file beside subnet.json.
         weights_sha256: Hash of that file.
         supernet_sha256: Hash of the supernet file the weights were cut from.
-        recalibration: How BN was recalibrated: images, seed, split.
+        recalibration: How BN was recalibrated: images, seed, split, class balance, augmentation.
         figures: Named figures, e.g. `macs`, `params`, `latency_predicted`, `latency`, `ap_val`.
         device: Identity of the device the budget was about, or None.
         table_sha256: Hash of the latency table used, or None.

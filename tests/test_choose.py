@@ -277,8 +277,10 @@ def test_evaluations_of_other_weights_do_not_count(run: RunFolder) -> None:
         path=run.path / "path_evaluations.json",
         space=chooser.space,
         supernet_sha256=sha256_file(run.supernet),
+        recalibration=chooser.recalibration.to_json(),
         evaluate=never,
     )
     assert len(same.best_first()) > 0
-    other = dataclasses.replace(same, supernet_sha256="another", _figures={})
-    assert len(other.best_first()) == 0
+    for change in ({"supernet_sha256": "another"}, {"recalibration": {"images": 1}}):
+        other = dataclasses.replace(same, **change, _figures={})
+        assert len(other.best_first()) == 0

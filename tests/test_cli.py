@@ -1,12 +1,14 @@
 """The command line: what it prints, what it writes, and how it refuses."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -432,11 +434,13 @@ def test_a_run_that_was_stopped_is_not_taken_in_silence(run, place):
     )
     done = run("search", "--macs", "20M", "--labels", "3", "--top-k", "2")
     assert done.code == 0
-    assert "warning: runs/squares-tiny was stopped at step 3 of 30" in done.out
+    assert "warning: runs/squares-tiny is trained to step 3 of 30" in done.out
     shutil.copytree(place / "runs" / "squares-tiny", place / "runs" / "other")
     (place / "runs" / "other" / "config.toml").write_text(text)
+    later = time.time() + 60
+    os.utime(place / "runs" / "squares-tiny" / "supernet.safetensors", (later, later))
     done = run("search", "--macs", "20M", "--labels", "3", "--top-k", "2")
-    assert "taking runs/other, of 2 runs the newest; --run names another" in done.out
+    assert "taking runs/other, the newest that is finished of 2 runs" in done.out
     assert "warning" not in done.out
 
 
@@ -448,6 +452,18 @@ def test_event_files_are_written_where_they_are_asked_for(run, place):
     )
     assert done.code == 0
     assert list((place / "runs" / "watched" / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+def test_a_missing_tensorboard_is_told_before_anything_is_written(run, empty, monkeypatch, command):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name)
+    )
+    done = run(command, "--data", "gone", "--tensorboard")
+    assert done.code == 1
+    assert "pip install 'detofa[tensorboard]'" in done.err
+    assert not list(empty.iterdir())
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -596,7 +612,9 @@ def test_a_filter_goes_by_the_table_that_is_meant(run, place, option, value):
     fake_table(space, this_cpu()).save(place / "latency_tables")
     done = run("filter", "--budget", "latency", option, value)
     assert done.code == 1
-    assert value in done.err
+    named = f"batch={value}" if option == "--batch" else value
+    assert "no latency table of tiny" in done.err
+    assert named in done.err.partition(" in ")[0]
     assert not (place / "runs" / "squares-tiny" / "path_filter").exists()
 
 
@@ -618,7 +636,7 @@ def test_a_chosen_subnet_is_finetuned_exported_and_left_as_it_was(run, place):
     assert run("finetune", "subnet.json", "--epochs", 1, "--batch-size", 2).code == 0
     again = Subnet.load(place / "subnet-finetuned.json")
     assert again.weights_sha256 == tuned.weights_sha256
-    assert not (place / "runs" / "finetune-subnet-2").exists()
+    assert len(list((place / "runs").glob("finetune-subnet-*"))) == 1
     # Its run is none that `detofa search` would take for the newest supernet.
     assert run("search", "--macs", "20M", "--labels", "3", "--output", "b.json").code == 0
 

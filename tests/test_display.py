@@ -1,6 +1,7 @@
 """What commands show: tables in narrow terminals, and a word where Ctrl-C ends the work."""
 
 import dataclasses
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ from detofa.cli.display import kept_when_stopped, show_table
 from detofa.cli.measure import _finish
 from detofa.presets import preset
 from detofa.profiling.device import this_cpu
+from detofa.profiling.table import load_table
+from detofa.reachable import Reachable
+from detofa.units import parse_latency_ms
 from tests.test_cli import fake_table
 
 COLUMNS = ["", "AP", "latency", "parameters"]
@@ -26,9 +30,8 @@ def test_a_narrow_terminal_cuts_no_number_in_two(
     show_table("a budget of 4 ms", COLUMNS, ROWS)
     shown = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)  # without colours
     assert all(len(line) <= width for line in shown.splitlines())
-    assert {"chosen", "0.530", "1.5M", "0.520", "1.4M"} <= {
-        word.strip(",") for word in shown.split()
-    }
+    words = {word.strip(",") for word in shown.split()}
+    assert {"chosen", "0.530", "3.21", "(2.64", "3.11)", "1.5M", "0.520", "1.4M"} <= words
 
 
 def test_a_file_gets_the_whole_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,22 +57,44 @@ def test_a_new_table_leaves_the_earlier_one_beside_it(
     path = tmp_path / "latency_tables" / exact.file_name
     before = path.read_bytes()
     _finish(dataclasses.replace(exact, interval=0.05))
-    kept = tmp_path / "latency_tables" / "earlier" / exact.file_name
+    (kept,) = (tmp_path / "latency_tables" / "earlier").glob("*.json")
     assert kept.read_bytes() == before
     told = capsys.readouterr().out
     assert "its interval is +-3.0%, that of the new one +-5.0%" in told
     assert "the earlier one is more exact: `mv" in told
+    os.utime(path, (0, 0))
     _finish(dataclasses.replace(exact, interval=0.02))
     assert "more exact" not in capsys.readouterr().out
+    intervals = {load_table(one).interval for one in kept.parent.glob("*.json")}
+    assert intervals == {0.03, 0.05}
+    assert load_table(path).interval == 0.02
 
 
+@pytest.mark.parametrize("times", [0.01, 1.0, 13.7, 1e3])
 def test_what_profile_says_comes_next_is_a_budget_that_can_be_met(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    times: float,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     table = fake_table(preset("tiny", num_classes=2, image_sizes=[(64, 64)]), this_cpu())
-    _finish(table)
+    slower = {key: times * ms for key, ms in table.block_ms.items()}
+    table = dataclasses.replace(table, block_ms=slower)
+    _finish(table, "some run")
     told = capsys.readouterr().out
-    budget = float(told.rpartition("--latency ")[2].partition("ms")[0])
-    assert table.reach.low <= budget <= table.reach.high
-    assert f"budgets that search can meet: {table.reach}" in told
+    assert told.rstrip().endswith("--run 'some run'`")
+    budgets = [told.rpartition("--latency ")[2].split()[0]]
+    budgets += re.findall(r"[\d.]+ ms", told.partition("search can meet: ")[2].partition(",")[0])
+    assert len(budgets) == 3
+    for budget in budgets:
+        assert table.reach.low <= parse_latency_ms(budget) <= table.reach.high
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.041, 1.049), (133.4, 133.9), (1e-3, 9e5), (7.0, 7.0)])
+def test_a_range_has_a_middle_that_can_be_typed(low: float, high: float) -> None:
+    genes = preset("tiny", num_classes=2).ends[0]
+    found = Reachable(low=low, high=high, unit="ms", lowest=genes, highest=genes)
+    assert low <= parse_latency_ms(f"{found.middle}ms") <= high
+    wide = Reachable(low=1.2, high=80.0, unit="ms", lowest=genes, highest=genes)
+    assert wide.middle == "9.8"

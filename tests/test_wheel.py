@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ import pytest
 from detofa.profiling.table import load_table
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES = sorted((ROOT / "latency_tables").glob("*.json"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+FORCED = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+TABLES = [ROOT / name for name in FORCED if name.endswith(".json")]
 
 pytestmark = pytest.mark.slow
 
@@ -29,10 +33,15 @@ def command(*arguments: str, cwd: Path = ROOT) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel as `make wheel` does."""
+    """Build the wheel as `make wheel` does, in a checkout with a table of its own."""
+    mine = ROOT / "latency_tables" / "measured-here.json"
     folder = tmp_path_factory.mktemp("wheel")
     build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    command(sys.executable, *build)
+    mine.write_text("{}")
+    try:
+        command(sys.executable, *build)
+    finally:
+        mine.unlink()
     (built,) = folder.iterdir()
     return built
 
@@ -59,6 +68,15 @@ def test_checkers_find_nothing_wrong(wheel: Path, checker: str) -> None:
     pytest.importorskip(checker, reason=f"needs {checker}, which the extra `supply` installs")
     check = ["check", "--strict"] if checker == "twine" else []
     command(sys.executable, "-m", checker, *check, str(wheel))
+
+
+def test_the_wheel_holds_the_tables_that_the_repository_does_and_no_others(wheel: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout")
+    known = set(command("git", "ls-files", "latency_tables").splitlines())
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name.removeprefix("detofa/") for name in archive.namelist()}
+    assert {name for name in names if name.startswith("latency_tables/")} == known
 
 
 def test_tables_that_ship_are_found_and_equal_those_of_the_checkout(

@@ -78,12 +78,12 @@ def fit(
     from detofa.profiling.table import Wanted
     from detofa.train.filtering import Budgets, evaluate_labels
 
-    found = find_run(run)
-    config = found.load_config()
-    plan = config.filter
-    seed = config.seed if seed is None else seed
-    keep = plan.keep if keep is None else keep
     with training_ranks("auto", None) as (ranks, own_device), shown_progress() as on_progress:
+        found = find_run(run)
+        config = found.load_config()
+        plan = config.filter
+        seed = config.seed if seed is None else seed
+        keep = plan.keep if keep is None else keep
         chooser = Chooser(
             found,
             seed=seed,

@@ -78,7 +78,8 @@ def finetune(
         config = _with_steps(
             settings, epochs, len(training.images), batch_size, learning_rate, seed
         )
-        wanted = name or f"finetune-{subnet.stem}"
+        # Another detector of the same name gets a run of its own.
+        wanted = name or f"finetune-{subnet.stem}-{record.weights_sha256[:8]}"
         run = ranks.first(lambda: find_place(wanted, config))
         task = FinetuneTask(config, record, detector, train=training, validation=validation)
         with training_in(config, task, run, ranks, own_device, tensorboard=tensorboard) as (

@@ -1,7 +1,6 @@
 """`detofa profile` and `devices`: latency tables."""
 
 import dataclasses
-import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,7 +117,7 @@ def profile(
         wanted = (
             None if run is None and space is None else _space(run, space, num_classes, image_size)
         )
-        _finish(table_from_kit(from_results, space=wanted))
+        _finish(table_from_kit(from_results, space=wanted), run)
         return
     from detofa.profiling.device import find_device
     from detofa.profiling.table import Wanted
@@ -137,7 +136,7 @@ def profile(
         opened = runtime_named(
             named, found, threads=threads, batch=batch, precision=precision or "fp32"
         )
-        _measure(chosen, found, opened, prior, budget_seconds, seed or 0)
+        _measure(chosen, found, opened, prior, budget_seconds, seed or 0, run)
 
 
 def _measure(
@@ -147,6 +146,7 @@ def _measure(
     prior: str | None,
     budget_seconds: float | None,
     seed: int,
+    run: str | None,
 ) -> None:
     from detofa.profiling.conditions import Conditions
     from detofa.profiling.measure import ProfilePlan, log_of, measure_table
@@ -170,32 +170,30 @@ def _measure(
             log=log,
             on_progress=on_progress,
         )
-    _finish(table)
+    _finish(table, run)
     log.remove()
 
 
-def _finish(table: "LatencyTable") -> None:
-    _keep_earlier(table)
-    path = table.save(TABLES)
+def _finish(table: "LatencyTable", run: str | None = None) -> None:
+    """Write a table, keep the one that it replaces, and show what it is worth."""
+    path, kept = table.save_beside_earlier(TABLES)
     _show_profile(table)
-    middle = f"{math.sqrt(table.reach.low * table.reach.high):.2g}ms"
-    print(f"wrote {path}; next: `detofa search --latency {middle}{table.options}`")
+    if kept is not None:
+        _compare(path, table, kept)
+    option = "" if run is None else f" --run {shlex.quote(run)}"
+    words = f"--latency {table.reach.middle}ms{table.options}{option}"
+    print(f"wrote {path}; next: `detofa search {words}`")
     print_record("profile", _record(path, table))
 
 
-def _keep_earlier(table: "LatencyTable") -> None:
-    """Move the table that this one is to replace, and say which of the two is more exact."""
+def _compare(path: Path, table: "LatencyTable", kept: Path) -> None:
+    """Say which of two tables is more exact, the new one or the one that it replaced."""
     from detofa.profiling.table import load_table
 
-    path, kept = TABLES / table.file_name, TABLES / "earlier" / table.file_name
-    if not path.is_file():
-        return
     try:
-        before = load_table(path)
+        before = load_table(kept)
     except UserError:
-        return  # a broken one is no loss
-    kept.parent.mkdir(exist_ok=True)
-    path.replace(kept)
+        return  # a broken one
     print(
         f"the table of {age(before.date)} ago is kept as {kept}: its interval is "
         f"+-{before.interval:.1%}, that of the new one +-{table.interval:.1%}"

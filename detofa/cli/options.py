@@ -1,5 +1,6 @@
 """Options that several commands share, and reading what was typed into them."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -13,9 +14,19 @@ from detofa.units import parse_image_size
 
 Value = TypeVar("Value")
 
+
+def _check_tensorboard(wanted: bool) -> bool:
+    """Refuse, before anything is read or written, what is not installed."""
+    if wanted and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard needs TensorBoard: pip install 'detofa[tensorboard]'")
+    return wanted
+
+
 Run = Annotated[
     str | None,
-    typer.Option("--run", help="A run's name or folder.  [default: the newest under runs/]"),
+    typer.Option(
+        "--run", help="A run's name or folder.  [default: the newest finished one under runs/]"
+    ),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads that run the model.")]
 TableRuntime = Annotated[
@@ -44,7 +55,11 @@ DataOfRun = Annotated[
 ]
 TensorBoard = Annotated[
     bool,
-    typer.Option("--tensorboard", help="Also write the metrics for TensorBoard, into the run."),
+    typer.Option(
+        "--tensorboard",
+        callback=_check_tensorboard,
+        help="Also write the metrics for TensorBoard, into the run.",
+    ),
 ]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out faulty images instead of stopping.")

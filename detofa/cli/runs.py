@@ -145,23 +145,29 @@ def find_run(name: str | None) -> "RunFolder":
     from detofa.train.run import RUNS, newest_run
 
     if name is not None:
-        run = _named_run(name)
+        run = named_run(name)
     else:
         run = newest_run()
-        others = len(list(RUNS.glob("*/supernet.safetensors"))) - 1
-        if others:
-            print(f"taking {run.path}, of {others + 1} runs the newest; --run names another")
+        count = len(list(RUNS.glob("*/supernet.safetensors")))
+        if count > 1:
+            which = "the newest" if run.missing_steps() else "the newest that is finished"
+            print(f"taking {run.path}, {which} of {count} runs; --run names another")
     missing = run.missing_steps()
     if missing:
         steps = run.load_config().steps
         print(
-            f"warning: {run.path} was stopped at step {steps - missing} of {steps}, and is taken "
-            "as it is; the same `detofa train` goes on with it"
+            f"warning: {run.path} is trained to step {steps - missing} of {steps}, and taken as "
+            "it is"
         )
     return run
 
 
-def _named_run(name: str) -> "RunFolder":
+def named_run(name: str) -> "RunFolder":
+    """Return the run of a name or folder.
+
+    Raises:
+        UserError: there is none; says which are there.
+    """
     from detofa.train.run import RUNS, RunFolder
 
     for path in (RUNS / name, Path(name)):

@@ -20,7 +20,7 @@ from detofa.cli.options import (
     TrainThreads,
     image_sizes,
 )
-from detofa.cli.runs import find_run
+from detofa.cli.runs import named_run
 from detofa.cli.training import find_place, resolve, run_training, show_size, training_ranks
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _of_equal_cost(config: "TrainConfig", run: str, steps: int | None) -> "Train
 
     if steps is not None:
         raise typer.BadParameter("give either --steps or --cost-of", param_hint="--cost-of")
-    return replace(config, steps=steps_of_equal_cost(config, find_run(run)))
+    return replace(config, steps=steps_of_equal_cost(config, named_run(run)))
 
 
 def _load_task(config: "TrainConfig", skip_bad: bool) -> "DetectionTask":

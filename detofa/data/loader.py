@@ -203,6 +203,7 @@ def calibration_images(
     augmentation: Augmentation,
     preprocessing: Preprocessing,
     count: int,
+    class_balance: float,
     seed: int,
 ) -> Tensor:
     """Return the fixed set for BN recalibration: images as training shows them.
@@ -216,6 +217,7 @@ def calibration_images(
         augmentation: How training varies images.
         preprocessing: How pixels are normalised.
         count: Number of images; where there are fewer, they come again, varied otherwise.
+        class_balance: As for `TrainingBatches`.
         seed: Chooses and varies them.
 
     Returns:
@@ -228,6 +230,7 @@ def calibration_images(
         augmentation=augmentation,
         preprocessing=preprocessing,
         seed=seed,
+        class_balance=class_balance,
     )
     return batches.batch(0).images
 

@@ -1,5 +1,6 @@
 """What the demo prints while it goes and when it is done."""
 
+import shlex
 import shutil
 import sys
 import time
@@ -57,8 +58,9 @@ class Show:
         self.console.print(Text(f"Report: {folder / 'report.html'}, for a browser"))
         activate = Path(sys.executable).with_name("activate")
         if shutil.which("detofa") is None and activate.is_file():
-            self.console.print(Text(f"To have the command: source {activate}"), soft_wrap=True)
-        self.console.print(Text("Next, your own data: docs/tutorial.md. Or here:", style="bold"))
+            line = f"To have the command detofa: source {shlex.quote(str(activate))}"
+            self.console.print(Text(line), soft_wrap=True)
+        self.console.print(Text("Next: your own data, by docs/tutorial.md. Or here:", style="bold"))
         for command in summary.commands:
             self.console.print(Text(f"  {command}"), soft_wrap=True)
 

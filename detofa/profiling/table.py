@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detofa.errors import UserError
-from detofa.files import check_fields, read_json, sha256_json, write_json
+from detofa.files import check_fields, read_json, sha256_json, write_bytes, write_json
 from detofa.profiling.cost import AdditiveCost, all_blocks
 from detofa.profiling.device import Device, find_device, holds_words, slug, this_cpu
 from detofa.reachable import Reachable, reachable_range
@@ -183,6 +183,23 @@ class LatencyTable:
         record = self._record()
         write_json(path, KIND, record | {"sha256": sha256_json(record)})
         return path
+
+    def save_beside_earlier(self, folder: Path) -> tuple[Path, Path | None]:
+        """Write the table into `folder`; one of the same name goes to `folder/earlier` first.
+
+        Returns:
+            The table's path, and that of the earlier one, named after the time it was written;
+            None if there was none.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        path, kept = folder / self.file_name, None
+        if path.is_file():
+            written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            kept = folder / "earlier" / f"{path.stem}-{written:%Y%m%dT%H%M%S}.json"
+            write_bytes(kept, path.read_bytes())
+        return self.save(folder), kept
 
     def check(
         self, path: Path, *, space: SearchSpace | None = None, device: Device | None = None

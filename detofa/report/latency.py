@@ -163,6 +163,13 @@ def _line(
 # ---- where the time goes ------------------------------------------------------------------
 
 
+def _budget(source: Source) -> str:
+    """Return a budget that can be met; without a table, none in particular."""
+    if not source.tables:
+        return "--pareto"
+    return f"--latency {source.tables[0].reach.middle}ms"
+
+
 def time_section(source: Source) -> Section:
     """Return where the time of the chosen detector goes, as each table has it."""
     name, title, run = "time", "Where the time goes", run_option(source)
@@ -171,7 +178,8 @@ def time_section(source: Source) -> Section:
         return Section(
             name=name,
             title=title,
-            missing=f"No detector is chosen yet: `detofa search --latency 10ms{run}` chooses one.",
+            missing=f"No detector is chosen yet: `detofa search {_budget(source)}{run}` chooses "
+            "one.",
         )
     if not source.tables:
         return Section(

@@ -48,6 +48,7 @@ class Recalibration:
         augmentation: How training varies its images.
         preprocessing: How pixels are normalised.
         count: Number of images.
+        class_balance: How much training favours rare classes; see `TrainingBatches`.
         seed: Chooses and varies them.
     """
 
@@ -55,6 +56,7 @@ class Recalibration:
     augmentation: Augmentation
     preprocessing: Preprocessing
     count: int
+    class_balance: float = 0.0
     seed: int = 0
     _images: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
@@ -68,10 +70,15 @@ class Recalibration:
             augmentation=config.augmentation,
             preprocessing=preprocessing,
             count=config.recalibration_images,
+            class_balance=config.class_balance,
         )
 
     def images(self, image_size: tuple[int, int]) -> Tensor:
-        """Return the set at one input size: (count, 3, H, W); kept in memory."""
+        """Return the set at one input size: (count, 3, H, W); kept in memory.
+
+        Images are brought to that very size, as those to detect in will be; training shrinks what
+        it drew at the largest size.
+        """
         if image_size not in self._images:
             images = calibration_images(
                 self.dataset,
@@ -79,6 +86,7 @@ class Recalibration:
                 self.augmentation,
                 self.preprocessing,
                 self.count,
+                self.class_balance,
                 self.seed,
             )
             self._images[image_size] = images.contiguous(memory_format=torch.channels_last)
@@ -86,8 +94,26 @@ class Recalibration:
 
     def to_json(self) -> dict[str, object]:
         """Return what a subnet.json says of it."""
-        about = {"images": self.count, "seed": self.seed, "split": self.dataset.split}
-        return about | {"augmented": True}
+        about = self.count, self.seed, self.dataset.split
+        return _recalibration_record(*about, self.augmentation, self.class_balance)
+
+    @staticmethod
+    def record_of_run(config: TrainConfig) -> dict[str, object]:
+        """Return what `to_json` says of a run's set, without its images."""
+        about = config.recalibration_images, 0, "train"
+        return _recalibration_record(*about, config.augmentation, config.class_balance)
+
+
+def _recalibration_record(
+    count: int, seed: int, split: str, augmentation: Augmentation, class_balance: float
+) -> dict[str, object]:
+    return {
+        "images": count,
+        "seed": seed,
+        "split": split,
+        "class_balance": class_balance,
+        "augmentation": dataclasses.asdict(augmentation),
+    }
 
 
 def extract_recalibrated(

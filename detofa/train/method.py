@@ -170,6 +170,7 @@ def _evaluations(trainer: Trainer) -> PathEvaluations:
         path=trainer.run.path_filter / "labels.json",
         space=trainer.space,
         supernet_sha256=sha256_file(trainer.run.supernet),
+        recalibration=task.recalibration.to_json(),
         evaluate=evaluate,
         saves=trainer.ranks.is_first,
     )

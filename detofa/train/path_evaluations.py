@@ -1,6 +1,6 @@
 """Figures of paths evaluated on one supernet, kept on disk so that none is evaluated twice."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ class PathEvaluations:
     """Figures of paths on the validation split.
 
     Attributes:
-        path: The file; figures of other weights found there are left and written over.
+        path: The file; figures found there of other weights, or recalibrated otherwise, are left
+            and written over.
         space: The search space.
         supernet_sha256: Hash of the supernet's file, whose paths these are.
+        recalibration: How their batch norms are recalibrated; see `Recalibration.to_json`.
         evaluate: Evaluates paths for real, one after another or side by side; told whether the
             figures of both halves of the images are wanted too.
         saves: Whether what is evaluated is written; of several processes one does.
@@ -33,6 +35,7 @@ class PathEvaluations:
     path: Path
     space: SearchSpace
     supernet_sha256: str
+    recalibration: Mapping[str, Any]
     evaluate: Callable[[Sequence[Arch], bool], Iterator[PathFigures]]
     saves: bool = True
     _figures: dict[bytes, PathFigures] = field(default_factory=dict)
@@ -46,7 +49,7 @@ class PathEvaluations:
         if not self.path.is_file():
             return
         record = read_json(self.path, _KIND, remake=_REMAKE)
-        if record.get("supernet_sha256") != self.supernet_sha256:
+        if any(record.get(name) != value for name, value in self._identity.items()):
             return
         try:
             for item in record["paths"]:
@@ -100,7 +103,14 @@ class PathEvaluations:
             {"arch": self._arch(key).to_json()} | asdict(figures)
             for key, figures in self._figures.items()
         ]
-        write_json(self.path, _KIND, {"supernet_sha256": self.supernet_sha256, "paths": paths})
+        write_json(self.path, _KIND, {**self._identity, "paths": paths})
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "supernet_sha256": self.supernet_sha256,
+            "recalibration": dict(self.recalibration),
+        }
 
 
 def stored_evaluations(path: Path, space: SearchSpace) -> PathEvaluations:
@@ -116,8 +126,20 @@ def stored_evaluations(path: Path, space: SearchSpace) -> PathEvaluations:
             "trained further; train again for other labels"
         )
 
-    sha256 = str(read_json(path, _KIND, remake=_REMAKE).get("supernet_sha256"))
-    return PathEvaluations(path=path, space=space, supernet_sha256=sha256, evaluate=refuse)
+    record = read_json(path, _KIND, remake=_REMAKE)
+    recalibration = record.get("recalibration")
+    if not isinstance(recalibration, dict):
+        raise UserError(
+            f"{path} does not say how its paths were recalibrated, as files of before do not; "
+            "train again for labels that can be compared"
+        )
+    return PathEvaluations(
+        path=path,
+        space=space,
+        supernet_sha256=str(record.get("supernet_sha256")),
+        recalibration=recalibration,
+        evaluate=refuse,
+    )
 
 
 def _figures_from_json(record: dict[str, Any]) -> PathFigures:

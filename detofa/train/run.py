@@ -276,8 +276,9 @@ class RunFolder:
             UserError: see `read_metrics`; or the folder cannot be written.
         """
         kept = [record for record in self.read_metrics() if record["step"] <= step]
-        lines = [json.dumps(record) + "\n" for record in kept]
-        write_text(self.metrics, _METRICS_BEGIN + "".join(lines))
+        text = _METRICS_BEGIN + "".join(json.dumps(record) + "\n" for record in kept)
+        if not self.metrics.is_file() or self.metrics.read_bytes() != text.encode():
+            write_text(self.metrics, text)
 
 
 def newest_run(runs: Path = RUNS) -> RunFolder:

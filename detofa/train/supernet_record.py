@@ -25,7 +25,7 @@ class SupernetRecord:
         categories: (id, name) of each class, in label order.
         preprocessing: How images were prepared.
         step: Optimiser steps behind the weights.
-        recalibration: Fixed recalibration set: `images`, `seed`, `split`.
+        recalibration: Fixed recalibration set, as in subnet.json.
         data: Folder of the data set it was trained on.
     """
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from detofa.errors import UserError
 from detofa.train.run import RunFolder
 
 _SECONDS_BETWEEN_FLUSHES = 10
@@ -19,18 +18,11 @@ class EventFiles:
 
     Args:
         run: A run that this process has claimed.
-
-    Raises:
-        UserError: TensorBoard is not installed.
     """
 
     def __init__(self, run: RunFolder) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "--tensorboard needs TensorBoard: pip install 'detofa[tensorboard]'"
-            ) from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self._open, self._run, self._folder = SummaryWriter, run, run.path / "tensorboard"
         self._writer: SummaryWriter | None = None
 

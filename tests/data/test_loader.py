@@ -150,9 +150,8 @@ def test_large_images_are_kept_at_twice_the_input(tmp_path, make_coco):
 
 
 def test_the_calibration_set_is_fixed_by_its_seed(dataset):
-    first, again, other = (
-        calibration_images(dataset, (64, 96), Augmentation(), LITE, 4, seed) for seed in (0, 0, 3)
-    )
+    settings = dataset, (64, 96), Augmentation(), LITE, 4, 0.0
+    first, again, other = (calibration_images(*settings, seed) for seed in (0, 0, 3))
     assert first.shape == (4, 3, 64, 96)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -160,9 +159,14 @@ def test_the_calibration_set_is_fixed_by_its_seed(dataset):
 
 def test_the_calibration_set_varies_images_as_training_does(dataset):
     count = 5 * len(dataset.images)
-    calibrated = calibration_images(dataset, (64, 96), Augmentation(), LITE, count, 0)
+    calibrated = calibration_images(dataset, (64, 96), Augmentation(), LITE, count, 0.5, 0)
     batches = _batches(
-        dataset, batch_size=count, image_sizes=((64, 96),), augmentation=Augmentation(), seed=0
+        dataset,
+        batch_size=count,
+        image_sizes=((64, 96),),
+        augmentation=Augmentation(),
+        seed=0,
+        class_balance=0.5,
     )
     assert torch.equal(calibrated, batches.batch(0).images)
     assert len({image.numpy().tobytes() for image in calibrated}) == count

@@ -260,7 +260,7 @@ def test_a_run_without_anything_says_what_makes_each_part(bare):
     assert "`detofa filter --run" in str(missing["filter"])
     assert "--method detofa" in str(missing["kept"])
     assert "`detofa profile --run" in str(missing["latency"])
-    assert "`detofa search --latency 10ms --run" in str(missing["time"])
+    assert "`detofa search --pareto --run" in str(missing["time"])
     assert "`detofa train`" in str(missing["training"])
     assert all(missing.values())
     assert Tags(page_of(report_of(bare))).counts["section"] == len(missing)

@@ -1,12 +1,10 @@
 """TensorBoard shows what metrics.jsonl has, also of runs that resumed or went back."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from detofa.errors import UserError
 from detofa.train.run import RunFolder
 from detofa.train.tensorboard import EventFiles
 from tests.samples import Quiet, config_of, trainer_of
@@ -77,11 +75,3 @@ def test_steps_that_a_run_took_back_are_not_shown(tmp_path: Path) -> None:
         run.log(again)
         files.write(again)
     assert shown(run)["loss"] == {1: 1.0, 2: 7.0}
-
-
-def test_a_missing_tensorboard_is_named_with_what_installs_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"pip install 'detofa\[tensorboard\]'"):
-        EventFiles(RunFolder(path=tmp_path))
