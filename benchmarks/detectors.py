@@ -182,7 +182,8 @@ def search(plan: Plan) -> dict[str, Record]:
 def budgets_ms(table: LatencyTable, count: int) -> list[float]:
     """Return budgets in equal ratios, from the fastest to the slowest detector of a table."""
     limits = np.geomspace(_SPARE * table.reach.low, _SPARE * table.reach.high, count)
-    return [round(float(limit), 2) for limit in limits]
+    most = table.reach.high - 0.005  # so that rounding leaves it within reach
+    return [round(min(float(limit), most), 2) for limit in limits]
 
 
 def _chosen(plan: Plan, run: str, name: str, limit_ms: float) -> Record:
