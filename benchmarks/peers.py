@@ -39,6 +39,7 @@ from detofa.runtime.session import (
     open_onnx,
 )
 from detofa.subnet import PostProcessing
+from detofa.supernet.recalibrate import recalibrate
 
 YOLO_WIDTHS = {"yolo11n": 0.25, "yolo11n-w0.1875": 0.1875, "yolo11n-w0.125": 0.125}
 """Widths of YOLO11 by name; the first is YOLO11n as published, all have its depth."""
@@ -48,6 +49,16 @@ _YOLO_NMS, _SSDLITE_NMS = 0.7, 0.55  # what each comes with
 _SSDLITE_SIZE = (320, 320)
 _SSDLITE_RATE, _SSDLITE_DECAY = 2e-3, 0.05  # of AdamW
 _BATCH = 8
+_RECALIBRATED_ON = 64  # images
+_VARY = v2.Compose(
+    [
+        v2.RandomIoUCrop(),
+        v2.RandomHorizontalFlip(0.5),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.SanitizeBoundingBoxes(),
+        v2.ToPureTensor(),
+    ]
+)
 _OFFLINE = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
 Cost = dict[str, float]
 Values = NDArray[np.float32]
@@ -195,7 +206,8 @@ def train_ssdlite(
     """Train SSDLite from random weights, and export their average by PyTorch, without NMS.
 
     torchvision's augmentation for it; AdamW, whose rate rises and falls once. The model itself
-    stretches images to 320x320.
+    stretches images to 320x320. Its batch norms, whose momentum of 0.03 leaves them far behind
+    after so few steps, are recalibrated as detofa's are: on images varied as in training.
 
     Returns:
         What the training cost.
@@ -207,12 +219,38 @@ def train_ssdlite(
     average = get_ema_multi_avg_fn(0.99)  # type: ignore[no-untyped-call]
     averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     cost = cost_of(lambda: _fit_ssdlite(model.train(), averaged, _training_pairs(dataset), epochs))
+    recalibrate_ssdlite(averaged.module, _training_pairs(dataset))
     folder.mkdir(parents=True, exist_ok=True)
     save_model(averaged.module, str(folder / "weights.safetensors"))
+    export_ssdlite(averaged.module, output)
+    return cost
+
+
+def recalibrate_ssdlite(model: Any, pairs: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> None:
+    """Give the batch norms of SSDLite the statistics of some images as training shows them."""
+    chosen = torch.randperm(len(pairs))[:_RECALIBRATED_ON].tolist()
+    images = [_VARY(*pairs[index])[0] for index in chosen]
+    inputs = model.transform(images)[0].tensors
+    recalibrate(nn.Sequential(model.backbone, _Levels(model.head)), inputs)
+
+
+class _Levels(nn.Module):
+    """SSDLite's head on the named levels that its backbone gives."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, levels: Mapping[str, Tensor]) -> Any:
+        return self.head(list(levels.values()))
+
+
+def export_ssdlite(model: Any, output: Path) -> None:
+    """Write SSDLite as ONNX: decoded, without NMS."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         torch.onnx.export(
-            SsdliteCandidates(averaged.module.eval()).eval(),
+            SsdliteCandidates(model.eval()).eval(),
             (torch.zeros(1, 3, *_SSDLITE_SIZE),),
             output,
             dynamo=True,
@@ -220,7 +258,6 @@ def train_ssdlite(
             input_names=["images"],
             output_names=[BOXES_NAME, SCORES_NAME],
         )
-    return cost
 
 
 def _fit_ssdlite(
@@ -229,15 +266,6 @@ def _fit_ssdlite(
     pairs: Sequence[tuple[Tensor, dict[str, Tensor]]],
     epochs: int,
 ) -> None:
-    vary = v2.Compose(
-        [
-            v2.RandomIoUCrop(),
-            v2.RandomHorizontalFlip(0.5),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.SanitizeBoundingBoxes(),
-            v2.ToPureTensor(),
-        ]
-    )
     optimiser = torch.optim.AdamW(model.parameters(), _SSDLITE_RATE, weight_decay=_SSDLITE_DECAY)
     steps = epochs * -(-len(pairs) // _BATCH)
     rate = torch.optim.lr_scheduler.OneCycleLR(
@@ -246,7 +274,7 @@ def _fit_ssdlite(
     for epoch in range(epochs):
         total = 0.0
         for batch in torch.split(torch.randperm(len(pairs)), _BATCH):
-            images, targets = zip(*(vary(*pairs[index]) for index in batch.tolist()), strict=True)
+            images, targets = zip(*(_VARY(*pairs[index]) for index in batch.tolist()), strict=True)
             loss = sum(model(list(images), list(targets)).values())
             optimiser.zero_grad()
             loss.backward()

@@ -108,6 +108,25 @@ def model_that_sees() -> Any:
     return model.eval()
 
 
+def test_ssdlite_is_recalibrated_on_what_it_sees_whatever_it_held_before(cells: Path) -> None:
+    pairs = peers._training_pairs(load_dataset(cells, "train"))
+    states = []
+    for stale in (0.0, 7.0):
+        torch.manual_seed(0)
+        model = peers.ssdlite(num_classes=2)
+        for norm in model.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                assert norm.running_mean is not None
+                norm.running_mean.fill_(stale)
+        peers.recalibrate_ssdlite(model, pairs)
+        states.append(model.state_dict())
+    means = [name for name in states[0] if name.endswith("running_mean")]
+    assert len(means) > 50
+    for name in means:
+        assert torch.equal(states[0][name], states[1][name]), name
+        assert states[0][name].abs().max() > 0, name
+
+
 def torch_ssdlite(model: torch.nn.Module) -> Detector:
     """Return SSDLite's detector with its candidates from PyTorch instead of a file."""
     candidates = peers.SsdliteCandidates(model).eval()
