@@ -45,6 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         distillation=0.0,
     )
     trainer = trainer_of(config, folder / "run")
+    trainer.begin("detofa train")
     trainer.train(Quiet(), lambda: False)
     return trainer.run
 
