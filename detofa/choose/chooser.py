@@ -102,7 +102,7 @@ class Chooser:
             path=run.path / "path_evaluations.json",
             space=self.space,
             supernet_sha256=self._supernet_sha256,
-            recalibration=Recalibration.record_of_run(run.load_config()),
+            recalibration=self.record.recalibration,
             evaluate=self._evaluate_paths,
             saves=ranks.is_first,
         )

@@ -38,6 +38,7 @@ _EXTRA_OF = dict.fromkeys(("torch", "torchvision", "faster_coco_eval", "fvcore",
 _EXTRA_OF |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx")
 _EXTRA_OF |= dict.fromkeys(("jinja2", "plotly"), "report")
 _EXTRA_OF |= dict.fromkeys(("sklearn", "matplotlib"), "demo")
+_EXTRA_OF["tensorboard"] = "tensorboard"
 
 app = typer.Typer(
     name="detofa",

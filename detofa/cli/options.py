@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 def _check_tensorboard(wanted: bool) -> bool:
     """Refuse, before anything is read or written, what is not installed."""
     if wanted and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("--tensorboard needs TensorBoard: pip install 'detofa[tensorboard]'")
+        raise ModuleNotFoundError(name="tensorboard")  # told as for any other extra
     return wanted
 
 

@@ -144,15 +144,13 @@ def find_run(name: str | None) -> "RunFolder":
     """
     from detofa.train.run import RUNS, newest_run
 
-    if name is not None:
-        run = named_run(name)
-    else:
-        run = newest_run()
+    run = newest_run() if name is None else named_run(name)
+    missing = run.missing_steps()
+    if name is None:
         count = len(list(RUNS.glob("*/supernet.safetensors")))
         if count > 1:
-            which = "the newest" if run.missing_steps() else "the newest that is finished"
+            which = "the newest" if missing else "the newest that is finished"
             print(f"taking {run.path}, {which} of {count} runs; --run names another")
-    missing = run.missing_steps()
     if missing:
         steps = run.load_config().steps
         print(

@@ -279,7 +279,7 @@ def training_in(
         The trainer, who shows its progress, and whether Ctrl-C was pressed.
 
     Raises:
-        UserError: another process trains there; or TensorBoard is wanted and not installed.
+        UserError: another process trains there.
     """
     from detofa.train.run import command_line
     from detofa.train.trainer import Trainer

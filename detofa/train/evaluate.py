@@ -94,26 +94,13 @@ class Recalibration:
 
     def to_json(self) -> dict[str, object]:
         """Return what a subnet.json says of it."""
-        about = self.count, self.seed, self.dataset.split
-        return _recalibration_record(*about, self.augmentation, self.class_balance)
-
-    @staticmethod
-    def record_of_run(config: TrainConfig) -> dict[str, object]:
-        """Return what `to_json` says of a run's set, without its images."""
-        about = config.recalibration_images, 0, "train"
-        return _recalibration_record(*about, config.augmentation, config.class_balance)
-
-
-def _recalibration_record(
-    count: int, seed: int, split: str, augmentation: Augmentation, class_balance: float
-) -> dict[str, object]:
-    return {
-        "images": count,
-        "seed": seed,
-        "split": split,
-        "class_balance": class_balance,
-        "augmentation": dataclasses.asdict(augmentation),
-    }
+        return {
+            "images": self.count,
+            "seed": self.seed,
+            "split": self.dataset.split,
+            "class_balance": self.class_balance,
+            "augmentation": dataclasses.asdict(self.augmentation),
+        }
 
 
 def extract_recalibrated(

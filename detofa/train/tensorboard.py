@@ -2,15 +2,15 @@
 
 import shutil
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
+from detofa.runtime.session import Closing
 from detofa.train.run import RunFolder
 
 _SECONDS_BETWEEN_FLUSHES = 10
 
 
-class EventFiles:
+class EventFiles(Closing):
     """Writes what a run logs into its `tensorboard` folder, while the run goes on.
 
     The folder always shows the run's metrics.jsonl: it is written anew where training begins,
@@ -30,12 +30,8 @@ class EventFiles:
         self._begin()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Write out what is held back."""
         if self._writer is not None:
             self._writer.close()
 
@@ -47,8 +43,7 @@ class EventFiles:
             self._add(record)
 
     def _begin(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._writer = self._open(str(self._folder), flush_secs=_SECONDS_BETWEEN_FLUSHES)
         for record in self._run.read_metrics():
