@@ -83,7 +83,7 @@ class Plan:
     threads: int = 1
     yolo_epochs: int = 40
     ssdlite_epochs: int = 25
-    steps: int = 900
+    steps: int = 640
     budgets: int = 5
     labels: int = 24
     profile_seconds: int = 90

@@ -111,8 +111,8 @@ class TrainConfig:
     largest_first: float = 0.2
     random_paths: int = 1
     distillation: float = 0.0
-    learning_rate: float = 1e-3
-    backbone_rate: float = 0.5
+    learning_rate: float = 2e-3
+    backbone_rate: float = 1.0
     warm_up: float = 0.05
     weight_decay: float = 0.05
     clip_norm: float = 10.0
