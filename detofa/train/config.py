@@ -83,8 +83,7 @@ class TrainConfig:
         random_paths: Random paths a step, beside the largest and the smallest.
         distillation: Weight of the loss towards the largest path's outputs; 0 turns it off.
         learning_rate: Peak rate of AdamW, for neck and head.
-        backbone_rate: The backbone's rate as a multiple of `learning_rate`, where it starts from
-            trained weights; random ones learn at the whole rate.
+        backbone_rate: The backbone's rate as a multiple of `learning_rate`.
         warm_up: Share of the steps over which the rate rises.
         weight_decay: Of AdamW, on weights that are not norms or biases.
         clip_norm: Largest norm of the summed gradients.

@@ -280,7 +280,6 @@ def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 
 def _optimiser(supernet: ArchModule[Any], config: TrainConfig) -> AdamW:
     """Return AdamW with groups for the backbone and the rest, with and without decay."""
-    backbone_rate = 1.0 if config.init == "random" else config.backbone_rate
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in supernet.named_parameters():
         backbone = name.startswith(("largest.backbone", "network.backbone", "kernel_transforms"))
@@ -290,7 +289,7 @@ def _optimiser(supernet: ArchModule[Any], config: TrainConfig) -> AdamW:
         [
             {
                 "params": parameters,
-                "peak_rate": config.learning_rate * (backbone_rate if backbone else 1.0),
+                "peak_rate": config.learning_rate * (config.backbone_rate if backbone else 1.0),
                 "weight_decay": config.weight_decay if decays else 0.0,
             }
             for (backbone, decays), parameters in groups.items()
