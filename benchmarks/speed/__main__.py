@@ -14,12 +14,14 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.record import Row, table
 from detofa.files import write_text
+from detofa.profiling.device import this_cpu
 
 _LIBRARIES = ("torch", "numpy", "ofa")
 
@@ -57,16 +59,21 @@ def main() -> None:
             continue
         begin = time.monotonic()
         rows += _rows_of(name, arguments)
+        _keep(rows, options.output)
         print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+    print(table(rows))
+
+
+def _keep(rows: Sequence[Row], output: Path) -> None:
+    """Write what there is so far, so that a benchmark that fails takes no other with it."""
     record: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": this_cpu().to_json(),
         "python": platform.python_version(),
         "libraries": {library: version(library) for library in _LIBRARIES},
         "date": time.strftime("%Y-%m-%d"),
         "rows": [vars(row) for row in rows],
     }
-    write_text(options.output, json.dumps(record, indent=1) + "\n")
-    print(table(rows))
+    write_text(output, json.dumps(record, indent=1) + "\n")
 
 
 def _rows_of(name: str, arguments: list[str]) -> list[Row]:
