@@ -68,7 +68,7 @@ def train(
                 "choose another folder"
             )
         task = DetectionTask(config, train=training, validation=validation)
-        trainer = Trainer(config, task, run, torch.device(device))
+        trainer = Trainer(task, run, torch.device(device))
         trainer.begin(command_line())
         train_by_method(trainer, observer or Silent(), lambda: False)
     return run

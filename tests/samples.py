@@ -86,7 +86,7 @@ def trainer_of(config: TrainConfig, folder: Path, ranks: Ranks = ALONE) -> Train
     data = Path(config.data)
     train, validation = load_dataset(data, "train"), load_dataset(data, "val")
     task = DetectionTask(config, train=train, validation=validation)
-    return Trainer(config, task, RunFolder(path=folder), torch.device("cpu"), ranks)
+    return Trainer(task, RunFolder(path=folder), torch.device("cpu"), ranks)
 
 
 def save_subnet(trainer: Trainer, arch: Arch, path: Path) -> None:

@@ -82,7 +82,7 @@ def finetune(
         wanted = name or f"finetune-{subnet.stem}-{record.weights_sha256[:8]}"
         run = ranks.first(lambda: find_place(wanted, config))
         task = FinetuneTask(config, record, detector, train=training, validation=validation)
-        with training_in(config, task, run, ranks, own_device, tensorboard=tensorboard) as (
+        with training_in(task, run, ranks, own_device, tensorboard=tensorboard) as (
             trainer,
             watching,
             should_stop,

@@ -82,7 +82,7 @@ def pretrain(
         run = ranks.first(lambda: find_place(name, config))
         root = ranks.first(lambda: unpacked(Path(config.data), run.path / "data"))
         task = _load_task(config, root, skip_bad)
-        run_training(config, task, run, ranks, own_device, tensorboard=tensorboard)
+        run_training(task, run, ranks, own_device, tensorboard=tensorboard)
         print(f"{run.path} is trained; next: `detofa train --init {run.classifier} --data DIR`")
 
 

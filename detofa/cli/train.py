@@ -95,7 +95,7 @@ def train(
     with training_ranks(device, threads) as (ranks, own_device):
         task = _load_task(config, skip_bad)
         run = ranks.first(lambda: find_place(name, config))
-        run_training(config, task, run, ranks, own_device, tensorboard=tensorboard)
+        run_training(task, run, ranks, own_device, tensorboard=tensorboard)
         print(f"{run.path} is trained; next: `detofa profile` measures what its detectors take")
 
 

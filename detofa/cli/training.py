@@ -213,7 +213,6 @@ def show_size(training: "DetectionDataset", validation: "DetectionDataset") -> N
 
 
 def run_training(
-    config: "TrainConfig",
     task: "Task",
     run: "RunFolder",
     ranks: "Ranks",
@@ -229,7 +228,7 @@ def run_training(
     """
     from detofa.train.method import train_by_method
 
-    with training_in(config, task, run, ranks, device, tensorboard=tensorboard) as (
+    with training_in(task, run, ranks, device, tensorboard=tensorboard) as (
         trainer,
         watching,
         should_stop,
@@ -254,9 +253,9 @@ def run_training(
             "training",
             {
                 "run": run.path,
-                "task": config.task,
-                "weights": run.weights(config.task),
-                "steps": config.steps,
+                "task": task.config.task,
+                "weights": run.weights(task.config.task),
+                "steps": task.config.steps,
                 "evaluation": evaluated[-1] if evaluated else None,
                 "share_waited": waited,
             },
@@ -265,7 +264,6 @@ def run_training(
 
 @contextlib.contextmanager
 def training_in(
-    config: "TrainConfig",
     task: "Task",
     run: "RunFolder",
     ranks: "Ranks",
@@ -286,7 +284,7 @@ def training_in(
 
     with contextlib.ExitStack() as stack:
         ranks.first(lambda: stack.enter_context(run.claimed()))
-        trainer = Trainer(config, task, run, device, ranks)
+        trainer, config = Trainer(task, run, device, ranks), task.config
         trainer.begin(command_line())
         if ranks.is_first and trainer.step < config.steps:
             print(f"{config.steps} steps of {config.batch_size} images")

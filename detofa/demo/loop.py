@@ -160,7 +160,7 @@ def _train(run: RunFolder, data: Path, seed: int, size: DemoSize, show: Show) ->
     validation = load_dataset(data, "val", categories=train.categories)
     task = DetectionTask(config, train=train, validation=validation)
     with show.stage("training one supernet") as progress:
-        trainer = Trainer(config, task, run, torch.device("cpu"))
+        trainer = Trainer(task, run, torch.device("cpu"))
         trainer.begin(command_line())
         trainer.train(Watcher(progress, show), lambda: False)
 

@@ -50,8 +50,7 @@ class Trainer:
     """One training run.
 
     Args:
-        config: The settings.
-        task: What is learnt, and from what.
+        task: What is learnt, from what, and with which settings.
         run: Where files go; a state found there is resumed.
         device: Where tensors live.
         ranks: The processes that share the work: each takes a part of every batch.
@@ -61,15 +60,10 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        task: Task,
-        run: RunFolder,
-        device: torch.device,
-        ranks: Ranks = ALONE,
+        self, task: Task, run: RunFolder, device: torch.device, ranks: Ranks = ALONE
     ) -> None:
-        self.config, self.task, self.run, self.device = config, task, run, device
-        self.ranks = ranks
+        self.task, self.run, self.device, self.ranks = task, run, device, ranks
+        config = self.config = task.config
         self.space = task.space
         self.supernet = task.supernet.to(device).to(memory_format=torch.channels_last)
         self.averaged = AveragedModel(self.supernet, multi_avg_fn=_ramped_average(config.ema_decay))

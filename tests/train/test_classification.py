@@ -32,7 +32,7 @@ def trainer_of(config: TrainConfig, path: Path) -> Trainer:
     train = load_image_folder(root, "train")
     validation = load_image_folder(root, "val", categories=train.categories)
     task = ClassificationTask(config, train=train, validation=validation)
-    return Trainer(config, task, RunFolder(path=path), torch.device("cpu"))
+    return Trainer(task, RunFolder(path=path), torch.device("cpu"))
 
 
 def test_the_loss_is_cross_entropy_and_divergence_from_the_first_path() -> None:

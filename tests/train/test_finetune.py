@@ -47,7 +47,7 @@ def trainer_for(path: Path, digits: Path, run: Path) -> tuple[Trainer, Subnet, S
     run.mkdir(parents=True, exist_ok=True)
     train, validation = load_dataset(digits, "train"), load_dataset(digits, "val")
     task = FinetuneTask(config, subnet, detector, train=train, validation=validation)
-    return Trainer(config, task, RunFolder(path=run), torch.device("cpu")), subnet, detector
+    return Trainer(task, RunFolder(path=run), torch.device("cpu")), subnet, detector
 
 
 def test_a_finetuned_subnet_is_the_same_arch_with_weights_and_figures_of_its_own(
