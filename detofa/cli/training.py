@@ -284,7 +284,8 @@ def training_in(
 
     with contextlib.ExitStack() as stack:
         ranks.first(lambda: stack.enter_context(run.claimed()))
-        trainer, config = Trainer(task, run, device, ranks), task.config
+        trainer = Trainer(task, run, device, ranks)
+        config = trainer.config
         trainer.begin(command_line())
         if ranks.is_first and trainer.step < config.steps:
             print(f"{config.steps} steps of {config.batch_size} images")
