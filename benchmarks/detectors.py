@@ -22,7 +22,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,9 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import peers
-from detofa.data.dataset import load_dataset
+from detofa.data.dataset import DetectionDataset, load_dataset
 from detofa.data.evaluation import evaluate_detections
 from detofa.errors import UserError
 from detofa.files import write_text
@@ -48,6 +49,7 @@ from detofa.search import pareto_front
 from detofa.train.evaluate import EVALUATION_THRESHOLD
 
 Record = dict[str, Any]
+Values = NDArray[np.float64]
 INITS = {"detofa-imagenet": "efficientnet-lite0", "detofa-scratch": "random"}
 """What the weights of a supernet start from, by the name of its run."""
 TRAININGS = (*peers.YOLO_WIDTHS, peers.SSDLITE, *INITS)
@@ -75,6 +77,7 @@ class Plan:
         labels: Paths evaluated before the first search of a supernet.
         profile_seconds: Time for detofa's latency table.
         passes: Visits to each file when all are timed.
+        resamples: Test splits drawn from the images of the test split, for intervals.
     """
 
     data: Path
@@ -88,6 +91,7 @@ class Plan:
     labels: int = 24
     profile_seconds: int = 90
     passes: int = 40
+    resamples: int = 200
 
     @property
     def detofa(self) -> Path:
@@ -239,20 +243,93 @@ def rescaled(found: Detections, size: tuple[int, ...], wanted: tuple[int, ...]) 
     return replace(found, boxes_xyxy=(found.boxes_xyxy * factors).astype(np.float32))
 
 
+def found_on(
+    dataset: DetectionDataset, plan: Plan, name: str
+) -> tuple[list[Detections], list[int]]:
+    """Return what a file finds in each image of a split, and the (height, width) of its input."""
+    categories = tuple((category.id, category.name) for category in dataset.categories)
+    model, is_peer = plan.model(name), family(name) in _PEERS
+    files = [image.path for image in dataset.images]
+    with peers.open_peer(name, model, categories) if is_peer else open_detector(model) as one:
+        found = detect_all(one, files, stretches=name == peers.SSDLITE)
+        return found, list(one.session.image_size)
+
+
 def score(plan: Plan, name: str) -> Record:
     """Return the AP of a file on the test split."""
 
     def make() -> Record:
-        dataset, model = load_dataset(plan.data, "test"), plan.model(name)
-        categories = tuple((category.id, category.name) for category in dataset.categories)
-        is_peer = family(name) in _PEERS
-        files = [image.path for image in dataset.images]
-        with peers.open_peer(name, model, categories) if is_peer else open_detector(model) as one:
-            found = detect_all(one, files, stretches=name == peers.SSDLITE)
-            size = one.session.image_size
+        dataset = load_dataset(plan.data, "test")
+        found, size = found_on(dataset, plan, name)
         return asdict(evaluate_detections(dataset, found)) | {"image_size": size}
 
     return plan.kept(f"score-{name}", {}, make)
+
+
+def differences(plan: Plan, p50_ms: Mapping[str, float]) -> list[Record]:
+    """Return by how much detofa's detectors differ from each peer that is not faster.
+
+    Taken is the slowest that is not slower than the peer, of either supernet. The interval holds
+    95 % of the differences on test splits drawn anew from the images of this one (bootstrap): what
+    other images might have given, with the same weights.
+
+    Returns:
+        Records of a peer, a detector, and for each figure (2.5 %, 50 %, 97.5 %).
+    """
+    pairs = [
+        (name, max(fast, key=lambda one: p50_ms[one]))
+        for name in p50_ms
+        for run in INITS
+        if family(name) in _PEERS
+        and (fast := [one for one in p50_ms if one.startswith(run) and p50_ms[one] <= p50_ms[name]])
+    ]
+
+    def make() -> Record:
+        dataset = load_dataset(plan.data, "test")
+        found = {name: found_on(dataset, plan, name)[0] for pair in pairs for name in pair}
+        drawn = resampled(dataset, found, plan.resamples, plan.seed)
+        between = [
+            {"peer": peer, "detector": ours}
+            | {
+                key: np.percentile(drawn[key][ours] - drawn[key][peer], [2.5, 50, 97.5]).tolist()
+                for key in FIGURES
+            }
+            for peer, ours in pairs
+        ]
+        return {"between": between}
+
+    settings = {"pairs": [list(pair) for pair in pairs], "resamples": plan.resamples}
+    between: list[Record] = plan.kept("differences", settings, make)["between"]
+    return between
+
+
+def resampled(
+    dataset: DetectionDataset, found: Mapping[str, Sequence[Detections]], count: int, seed: int
+) -> dict[str, dict[str, Values]]:
+    """Return each figure of each detector on splits drawn from a split's images, with repeats.
+
+    Args:
+        dataset: The split.
+        found: Of each detector, the detections in each of its images.
+        count: Splits drawn; all detectors see the same.
+        seed: Decides them.
+
+    Returns:
+        By figure and detector, (count,) values.
+    """
+    figures: dict[str, dict[str, Values]] = {
+        key: {name: np.zeros(count) for name in found} for key in FIGURES
+    }
+    generator = np.random.default_rng(seed)
+    for draw in range(count):
+        places = generator.integers(len(dataset.images), size=len(dataset.images)).tolist()
+        images = [replace(dataset.images[at], image_id=new) for new, at in enumerate(places)]
+        split = replace(dataset, images=tuple(images))
+        for name, detections in found.items():
+            ap = evaluate_detections(split, [detections[at] for at in places])
+            for key in FIGURES:
+                figures[key][name][draw] = getattr(ap, key)
+    return figures
 
 
 def latency(plan: Plan) -> Record:
@@ -288,6 +365,7 @@ def gather(plan: Plan) -> Record:
         "plan": {key: value for key, value in asdict(plan).items() if key not in _FOLDERS},
         "profile": json.loads((plan.work / "stages" / "profile.json").read_text()),
         "detectors": detectors,
+        "differences": differences(plan, {name: quartiles[name][1] for name in names(plan)}),
     }
 
 
@@ -324,6 +402,16 @@ def table(detectors: Sequence[Record]) -> str:
         cells += [f"{classes.get('Platelets') or 0:.3f}", f"{one['megabytes']:.1f}"]
         cells += [f"{training['cpu_seconds']:.0f} ({training['wall_seconds']:.0f})"]
         lines.append(f"| {' | '.join([*cells, ', '.join(one['fronts'])])} |")
+    return "\n".join(lines)
+
+
+def differences_table(between: Sequence[Record]) -> str:
+    """Return the differences to the peers as a Markdown table."""
+    columns = ["peer", "detofa's slowest that is not slower", *FIGURES.values()]
+    lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
+    for one in between:
+        spans = ("{1:+.3f} ({0:+.3f} to {2:+.3f})".format(*one[key]) for key in FIGURES)
+        lines.append(f"| {one['peer']} | {one['detector']} | {' | '.join(spans)} |")
     return "\n".join(lines)
 
 
@@ -402,7 +490,8 @@ def make(plan: Plan, only: str | None) -> None:
         write_text(plan.work / "result.json", json.dumps(result, indent=1) + "\n")
         plot(result, plan.work / "result.png")
         print(f"\n{result['machine']['name']}, {result['date']}, seed {plan.seed}\n")
-        print(table(result["detectors"]), other_costs(result), sep="\n\n")
+        tables = table(result["detectors"]), differences_table(result["differences"])
+        print(*tables, other_costs(result), sep="\n\n")
 
 
 if __name__ == "__main__":

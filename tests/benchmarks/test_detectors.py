@@ -10,8 +10,17 @@ import torch
 from PIL import Image
 
 from benchmarks import peers
-from benchmarks.detectors import Plan, detect_all, mark_fronts, rescaled, table
-from detofa.data.dataset import load_dataset
+from benchmarks.detectors import (
+    Plan,
+    detect_all,
+    differences_table,
+    mark_fronts,
+    resampled,
+    rescaled,
+    table,
+)
+from detofa.data.dataset import DetectionDataset, load_dataset
+from detofa.data.records import Category, ImageRecord
 from detofa.errors import UserError
 from detofa.imaging import letterbox
 from detofa.runtime.detections import Detections
@@ -183,3 +192,47 @@ def test_a_detector_that_another_beats_is_not_on_the_front() -> None:
         "| slow | from scratch | 256x320 | 9.00 (8.50 to 9.50) | 0.500 | 0.800 | 0.250 | 2.0 | "
         "60 (61) | AP |"
     )
+
+
+def crowded(image_id: int, count: int) -> ImageRecord:
+    """Return an image of so many boxes, none over another, no file behind it."""
+    rows, columns = np.divmod(np.arange(count), 10)
+    low = 20 * np.stack([columns, rows], axis=1)
+    return ImageRecord(
+        path=Path(f"{image_id}.png"),
+        image_id=image_id,
+        height=200,
+        width=200,
+        boxes_xyxy=np.concatenate([low, low + 16], axis=1).astype(np.float32),
+        labels=np.zeros(count, np.int64),
+        areas=np.full(count, 256.0),
+        crowd=np.zeros(count, bool),
+    )
+
+
+def test_an_image_drawn_twice_counts_as_two_images() -> None:
+    images = tuple(crowded(image_id, 60) for image_id in (3, 8))
+    categories = (Category(id=1, name="RBC"),)
+    split = DetectionDataset(
+        root=Path(), layout="coco", split="test", categories=categories, images=images, faults=()
+    )
+    perfect = [
+        Detections(
+            boxes_xyxy=image.boxes_xyxy,
+            scores=np.linspace(0.9, 0.5, 60, dtype=np.float32),
+            labels=image.labels,
+        )
+        for image in images
+    ]
+    halves = [perfect[0], found_of([])]  # the second image's boxes are missed
+    drawn = resampled(split, {"all": perfect, "one": halves}, count=12, seed=0)
+    assert drawn["ap"]["all"].tolist() == [1.0] * 12  # 120 boxes in one image would be cut to 100
+    assert set(drawn["ap50"]["one"].round(2)) == {0.0, 0.5, 1.0}
+    again = resampled(split, {"one": halves}, count=12, seed=0)
+    assert again["ap50"]["one"].tolist() == drawn["ap50"]["one"].tolist()
+
+
+def test_differences_are_shown_with_their_interval() -> None:
+    between = {"ap": [-0.01, 0.002, 0.03], "ap50": [0.0, 0.01, 0.02]}
+    lines = differences_table([{"peer": "yolo", "detector": "ours", **between}]).splitlines()
+    assert lines[2] == "| yolo | ours | +0.002 (-0.010 to +0.030) | +0.010 (+0.000 to +0.020) |"
