@@ -21,7 +21,7 @@ help:
 	@echo "make check      lint, types and tests; make format mends what lint finds"
 	@echo "make demo LOCKED=1   the same with the exact versions of $(LOCK)"
 	@echo "make test-lowest     the tests with the oldest versions that pyproject.toml allows"
-	@echo "make bench      speed beside once-for-all's own code; ARGS=\"--data BCCD --run RUN\" for all"
+	@echo "make bench      speed beside once-for-all's own code; ARGS=\"--data BCCD --run RUN --table TABLE\" for all"
 	@echo "make lock       write $(LOCK): the versions installed in $(VENV)"
 	@echo "make audit, licences, sbom   what is known of these: faults, licences, a CycloneDX file"
 	@echo "make docs       build the documentation into build/site; make reference writes what"

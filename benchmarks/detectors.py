@@ -4,10 +4,10 @@
     python -m benchmarks.detectors --data BCCD --work DIR --only yolo11n
 
 Trains each peer and two supernets, chooses detofa's detectors for latency budgets by the validation
-split, exports all as ONNX, reads the test split once for each file, and times all files in turn.
-Every stage is kept in DIR/stages and not made again; --only makes one, so that trainings can run
-side by side. `search` and `latency` measure: leave the machine to them. The end of all is
-DIR/result.json, DIR/result.png and a table.
+split, exports all as ONNX, takes the AP of each file on the test split, by which nothing is chosen,
+and times all files in turn. Every stage is kept in DIR/stages and not made again; --only makes one,
+so that trainings can run side by side. `search` and `latency` measure: leave the machine to them.
+The end of all is DIR/result.json, DIR/result.png and tables.
 
 The same for all: one image, one thread, boxes decoded in the file, NMS outside it and not timed;
 AP by `detofa.data.evaluation` with at most 100 boxes an image. Each has the input size and
@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import peers
+from detofa import recipes
 from detofa.data.dataset import DetectionDataset, load_dataset
 from detofa.data.evaluation import evaluate_detections
 from detofa.errors import UserError
@@ -86,7 +87,7 @@ class Plan:
     threads: int = 1
     yolo_epochs: int = 40
     ssdlite_epochs: int = 25
-    steps: int = 640
+    steps: int = recipes.bccd(Path("BCCD")).steps
     budgets: int = 5
     labels: int = 24
     profile_seconds: int = 90
@@ -161,7 +162,8 @@ def train(plan: Plan, name: str) -> Record:
         own = (peers.train_ssdlite, *places, plan.ssdlite_epochs)
         make = partial(_in_process, *own, *common)
     else:
-        settings |= {"init": INITS[name], "steps": plan.steps}
+        recipe = recipes.bccd(Path("BCCD")).to_json()
+        settings |= {"recipe": recipe | {"init": INITS[name], "steps": plan.steps}}
         command = ["train", "--data", str(plan.data), "--recipe", "bccd", "--name", name]
         command += ["--init", INITS[name], "--steps", str(plan.steps)]
         make = partial(_run_detofa, plan, *command, "--threads", str(plan.threads))
@@ -266,41 +268,47 @@ def score(plan: Plan, name: str) -> Record:
     return plan.kept(f"score-{name}", {}, make)
 
 
-def differences(plan: Plan, p50_ms: Mapping[str, float]) -> list[Record]:
-    """Return by how much detofa's detectors differ from each peer that is not faster.
+def differences(plan: Plan, detectors: Sequence[Record]) -> list[Record]:
+    """Return by how much detofa's detectors differ from each peer on the test split.
 
-    Taken is the slowest that is not slower than the peer, of either supernet. The interval holds
-    95 % of the differences on test splits drawn anew from the images of this one (bootstrap): what
+    Taken is the slowest of either supernet that is not slower than the peer. The interval holds
+    95 % of the differences on splits drawn anew from the images of this one (bootstrap): what
     other images might have given, with the same weights.
 
     Returns:
-        Records of a peer, a detector, and for each figure (2.5 %, 50 %, 97.5 %).
+        Records of a peer, a detector, and for each figure (2.5 %, as measured, 97.5 %).
     """
+    ms = {one["name"]: one["quartiles_ms"][1] for one in detectors}
     pairs = [
-        (name, max(fast, key=lambda one: p50_ms[one]))
-        for name in p50_ms
+        (name, max(not_slower, key=lambda one: ms[one]))
+        for name in ms
         for run in INITS
         if family(name) in _PEERS
-        and (fast := [one for one in p50_ms if one.startswith(run) and p50_ms[one] <= p50_ms[name]])
+        and (not_slower := [one for one in ms if one.startswith(run) and ms[one] <= ms[name]])
     ]
 
     def make() -> Record:
         dataset = load_dataset(plan.data, "test")
-        found = {name: found_on(dataset, plan, name)[0] for pair in pairs for name in pair}
+        both = {name for pair in pairs for name in pair}
+        found = {name: found_on(dataset, plan, name)[0] for name in both}
         drawn = resampled(dataset, found, plan.resamples, plan.seed)
-        between = [
-            {"peer": peer, "detector": ours}
-            | {
-                key: np.percentile(drawn[key][ours] - drawn[key][peer], [2.5, 50, 97.5]).tolist()
+        intervals = [
+            {
+                key: np.percentile(drawn[key][ours] - drawn[key][peer], [2.5, 97.5]).tolist()
                 for key in FIGURES
             }
             for peer, ours in pairs
         ]
-        return {"between": between}
+        return {"intervals": intervals}
 
     settings = {"pairs": [list(pair) for pair in pairs], "resamples": plan.resamples}
-    between: list[Record] = plan.kept("differences", settings, make)["between"]
-    return between
+    intervals = plan.kept("differences", settings, make)["intervals"]
+    test = {one["name"]: one["test"] for one in detectors}
+    return [
+        {"peer": peer, "detector": ours}
+        | {key: [low, test[ours][key] - test[peer][key], high] for key, (low, high) in one.items()}
+        for (peer, ours), one in zip(pairs, intervals, strict=True)
+    ]
 
 
 def resampled(
@@ -365,7 +373,7 @@ def gather(plan: Plan) -> Record:
         "plan": {key: value for key, value in asdict(plan).items() if key not in _FOLDERS},
         "profile": json.loads((plan.work / "stages" / "profile.json").read_text()),
         "detectors": detectors,
-        "differences": differences(plan, {name: quartiles[name][1] for name in names(plan)}),
+        "differences": differences(plan, detectors),
     }
 
 
@@ -407,7 +415,8 @@ def table(detectors: Sequence[Record]) -> str:
 
 def differences_table(between: Sequence[Record]) -> str:
     """Return the differences to the peers as a Markdown table."""
-    columns = ["peer", "detofa's slowest that is not slower", *FIGURES.values()]
+    columns = ["peer", "detofa's slowest that is not slower"]
+    columns += [f"{label} (95 % interval)" for label in FIGURES.values()]
     lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
     for one in between:
         spans = ("{1:+.3f} ({0:+.3f} to {2:+.3f})".format(*one[key]) for key in FIGURES)

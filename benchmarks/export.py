@@ -18,7 +18,6 @@ import onnxruntime
 import torch
 from onnx import helper, numpy_helper
 
-from detofa.blocks import NeckHead
 from detofa.export.onnx_from_blocks import detector_onnx
 from detofa.export.rewrite import fold_batch_norms
 from detofa.export.to_onnx import OUTPUT_NAMES, RAW_OUTPUTS, onnx_model
@@ -37,9 +36,7 @@ _BASE = "exported"
 def forms_of(space_name: str, size: tuple[int, int]) -> dict[str, bytes]:
     """Return the forms of a space's largest detector by name, as ONNX models."""
     space = preset(space_name, num_classes=3, image_sizes=(size,))
-    blocks = space.blocks(space.largest)
-    neck_head = blocks[-1]
-    assert isinstance(neck_head, NeckHead)
+    neck_head = space.neck_head(space.largest)
     torch.manual_seed(0)
     module = DecodedDetector(StaticDetector(space, space.largest), neck_head, _TOP_K).eval()
     plain = onnx_model(
@@ -52,7 +49,7 @@ def forms_of(space_name: str, size: tuple[int, int]) -> dict[str, bytes]:
     folded.CopyFrom(plain)
     fold_batch_norms(folded)
     by_hand = onnx.load_from_string(
-        detector_onnx(blocks, top_k=_TOP_K, rng=np.random.default_rng(0))
+        detector_onnx(space.blocks(space.largest), top_k=_TOP_K, rng=np.random.default_rng(0))
     )
     forms = {_BASE: folded, "batch norms not folded": plain, "written by hand": by_hand}
     if any(node.op_type == "HardSwish" for node in folded.graph.node):

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from detofa.blocks import NeckHead
 from detofa.choose.chooser import Chooser
 from detofa.choose.records import Budget, Choice
 from detofa.data.dataset import load_dataset
@@ -164,8 +163,7 @@ def export(
     if precision == "int8" and calibrate_on < 1:
         raise UserError(f"int8 is calibrated on one image or more, got {calibrate_on}")
     record, detector = load_subnet(subnet)
-    neck_head = record.space.blocks(record.arch)[-1]
-    assert isinstance(neck_head, NeckHead)
+    neck_head = record.space.neck_head(record.arch)
     rng = np.random.default_rng(seed)
     calibrated = calibrate_on if precision == "int8" else 0
     evidence = gather_evidence(record, detector, data, rng, calibrate_on=calibrated)

@@ -442,9 +442,7 @@ class SearchSpace:
             pairs = zip(arch.kernel_sizes[index], arch.expand_ratios[index], strict=True)
             for position, (kernel, ratio) in enumerate(pairs):
                 blocks.append(self.block(index, position, kernel, ratio, arch.image_size))
-        blocks.append(
-            self.neck_head(arch.image_size, arch.neck_width, arch.head_width, arch.head_depth)
-        )
+        blocks.append(self.neck_head(arch))
         return tuple(blocks)
 
     def block(
@@ -476,7 +474,11 @@ class SearchSpace:
             width=size[1] // reduction,
         )
 
-    def neck_head(
+    def neck_head(self, arch: Arch) -> NeckHead:
+        """Return the neck and head of an arch together: its last block."""
+        return self.neck_head_at(arch.image_size, arch.neck_width, arch.head_width, arch.head_depth)
+
+    def neck_head_at(
         self, size: tuple[int, int], neck_width: int, head_width: int, head_depth: int
     ) -> NeckHead:
         """Return the neck and head together. `size` is the network's input (height, width)."""

@@ -100,8 +100,7 @@ def test_each_block_takes_what_the_block_before_gives(name):
 
 def test_levels_halve_and_an_odd_last_one_rounds_up():
     space = preset("tiny", num_classes=3, image_sizes=[(96, 160)])
-    neck_head = space.blocks(space.smallest)[-1]
-    assert isinstance(neck_head, NeckHead)
+    neck_head = space.neck_head(space.smallest)
     assert neck_head.level_sizes == ((12, 20), (6, 10), (3, 5), (2, 3))
 
 

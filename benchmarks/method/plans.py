@@ -196,8 +196,9 @@ def _bccd(data: str) -> Plan:
             steps=400,
             batch_size=4,
             random_paths=1,
-            learning_rate=1e-3,  # what the record was made with, as the next
+            learning_rate=1e-3,  # what the record was made with, as the next two
             backbone_rate=0.5,
+            distillation=0.0,
             recalibration_images=32,
             evaluations=1,
             filter=FilterPlan(bins=5, labels_per_bin=12, label_images=48, prune="always"),

@@ -1,7 +1,7 @@
 """All benchmarks of speed, one after another, as one table.
 
     make bench
-    python -m benchmarks.speed --data BCCD --run runs/bccd --table TABLE --output performance.json
+    python -m benchmarks.speed --data BCCD --run runs/BCCD-lite0 --table TABLE
 
 Each runs in a process of its own. Without a data set or a trained run, what needs them is left out,
 and said so. Leave the machine to it: figures are processor times and ratios within a run, but a
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _keep(rows: Sequence[Row], output: Path) -> None:
-    """Write what there is so far, so that a benchmark that fails takes no other with it."""
+    """Write what there is so far, so that a benchmark that fails takes no earlier one with it."""
     record: dict[str, Any] = {
         "machine": this_cpu().to_json(),
         "python": platform.python_version(),

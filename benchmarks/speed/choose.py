@@ -1,6 +1,6 @@
 """`detofa search` from a cold start: to a predicted winner, and to one that was evaluated.
 
-    python -m benchmarks.speed.choose --run runs/bccd --data BCCD --table TABLE
+    python -m benchmarks.speed.choose --run runs/BCCD-lite0 --data BCCD --table TABLE
 
 The predictor's labels are made before; each round is then a new process that knows no finalist.
 Times are the wall's, from the end of the imports; 1, 4 and 16 finalists show how they grow.

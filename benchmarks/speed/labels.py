@@ -1,6 +1,6 @@
 """Labels of the path filter: average precision of many paths with the weights that they share.
 
-    python -m benchmarks.speed.labels --run runs/bccd-lite0 --data BCCD
+    python -m benchmarks.speed.labels --run runs/BCCD-lite0 --data BCCD
 
 Full labels are made as once-for-all makes its own: one path after another, recalibrated on the
 whole training split, then judged on every image, decoded anew. Cheap labels are those of `detofa

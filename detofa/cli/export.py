@@ -120,7 +120,6 @@ def export(
     sizes = UP_TO_EIGHT if batches is None else parsed(BatchSizes.parse, batches, "--batches")
     import numpy as np
 
-    from detofa.blocks import NeckHead
     from detofa.evidence import gather_evidence
     from detofa.export.export import export_subnet, onnx_path
     from detofa.runtime.gates import check_precision
@@ -134,8 +133,7 @@ def export(
 
         check_name(target.stem)
     record, detector = load_subnet(check_subnet_path(subnet))
-    neck_head = record.space.blocks(record.arch)[-1]
-    assert isinstance(neck_head, NeckHead)
+    neck_head = record.space.neck_head(record.arch)
     rng = np.random.default_rng(seed)
     evidence = gather_evidence(
         record,

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from detofa import recipes
-from detofa.blocks import NeckHead
 from detofa.choose.chooser import Chooser
 from detofa.choose.records import Budget, Choice
 from detofa.data.dataset import DetectionDataset, load_dataset
@@ -214,8 +213,7 @@ def _export(
         for index, (name, choice) in enumerate(choices.items()):
             progress(f"exporting {name}", index / len(choices))
             subnet, detector = load_subnet(choice.subnet_path)
-            neck_head = subnet.space.blocks(subnet.arch)[-1]
-            assert isinstance(neck_head, NeckHead)
+            neck_head = subnet.space.neck_head(subnet.arch)
             exported[name] = export_subnet(
                 DecodedDetector(detector, neck_head, subnet.postprocessing.top_k).eval(),
                 subnet,

@@ -121,7 +121,7 @@ class AdditiveCost:
         ]
         self._neck_head = np.array(
             [
-                price(space.neck_head(size, neck_width, head_width, head_depth))
+                price(space.neck_head_at(size, neck_width, head_width, head_depth))
                 for size in space.image_sizes
                 for neck_width in space.neck_widths
                 for head_width in space.head_widths

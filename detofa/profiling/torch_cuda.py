@@ -35,7 +35,6 @@ def detector_spec(space: "SearchSpace", genes: "Genes", *, top_k: int) -> bytes:
 
 def detector_of(spec: bytes) -> tuple["nn.Module", tuple[int, int]]:
     """Return the detector of a spec, decoding included as in the export, and its input size."""
-    from detofa.blocks import NeckHead
     from detofa.space import SearchSpace
     from detofa.supernet.decode import DecodedDetector
     from detofa.supernet.detector import StaticDetector
@@ -43,10 +42,9 @@ def detector_of(spec: bytes) -> tuple["nn.Module", tuple[int, int]]:
     record = json.loads(spec)
     space = SearchSpace.from_json(record["space"])
     arch = space.arch(np.array(record["genes"], np.int8))
-    neck_head = space.blocks(arch)[-1]
-    assert isinstance(neck_head, NeckHead)
     detector = StaticDetector(space, arch)
-    return DecodedDetector(detector, neck_head, record["top_k"]).eval(), arch.image_size
+    decoded = DecodedDetector(detector, space.neck_head(arch), record["top_k"])
+    return decoded.eval(), arch.image_size
 
 
 class TorchCuda:

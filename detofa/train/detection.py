@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from detofa.arch import Arch
-from detofa.blocks import NeckHead
 from detofa.data.dataset import DetectionDataset
 from detofa.data.loader import Batch
 from detofa.space import SearchSpace
@@ -91,9 +90,7 @@ class DetectionObjective:
 
     def _points(self, arch: Arch) -> tuple[Tensor, Tensor]:
         if arch.image_size not in self._anchors:
-            neck_head = self._space.blocks(arch)[-1]
-            assert isinstance(neck_head, NeckHead)
-            points_xy, strides = anchor_points(neck_head)
+            points_xy, strides = anchor_points(self._space.neck_head(arch))
             self._anchors[arch.image_size] = points_xy.to(self._device), strides.to(self._device)
         return self._anchors[arch.image_size]
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detofa.arch import Arch
-from detofa.blocks import NeckHead
 from detofa.data.dataset import DetectionDataset
 from detofa.data.evaluation import AveragePrecision, evaluate_detections, evaluate_parts
 from detofa.data.loader import calibration_images
@@ -122,10 +121,8 @@ def torch_detector(
     postprocessing: PostProcessing,
 ) -> Detector:
     """Return the runtime's detector around a PyTorch one."""
-    neck_head = space.blocks(arch)[-1]
-    assert isinstance(neck_head, NeckHead)
     return Detector(
-        session=TorchSession(detector, neck_head, postprocessing.top_k),
+        session=TorchSession(detector, space.neck_head(arch), postprocessing.top_k),
         preprocessing=preprocessing,
         postprocessing=postprocessing,
         categories=tuple(categories),

@@ -2,7 +2,6 @@
 
 import torch
 
-from detofa.blocks import NeckHead
 from detofa.presets import preset
 from detofa.supernet.decode import anchor_points
 from detofa.supernet.detector import StaticDetector
@@ -14,8 +13,7 @@ SPACE = preset("tiny", num_classes=2, image_sizes=[(64, 64)])
 
 def gradients_of(detector, boxes_xyxy):
     """Return the loss of two images with the same boxes, and the gradients of all parameters."""
-    neck_head = SPACE.blocks(SPACE.smallest)[-1]
-    assert isinstance(neck_head, NeckHead)
+    neck_head = SPACE.neck_head(SPACE.smallest)
     points_xy, strides = anchor_points(neck_head)
     generator = torch.Generator().manual_seed(0)
     class_logits, side_logits = detector(torch.randn(2, 3, 64, 64, generator=generator))

@@ -10,7 +10,6 @@ from onnx import numpy_helper
 from PIL import Image
 from torchvision.ops import batched_nms
 
-from detofa.blocks import NeckHead
 from detofa.data.dataset import load_dataset
 from detofa.errors import UserError
 from detofa.export.export import export_subnet
@@ -34,12 +33,6 @@ WHITE = np.full((*SIZE, 3), 255, np.uint8)
 HALF = np.concatenate([BLACK[:, :96], WHITE[:, 96:]], axis=1)  # two of five columns of cells
 
 
-def neck_head_of(subnet):
-    neck_head = subnet.space.blocks(subnet.arch)[-1]
-    assert isinstance(neck_head, NeckHead)
-    return neck_head
-
-
 def test_export_gives_the_chosen_subnet_with_statistics_of_its_own(loop):
     """Entry 28: nobody knows how to export a subnet, nor that its statistics must be renewed."""
     subnet = Subnet.load(loop / "subnet.json")
@@ -49,7 +42,9 @@ def test_export_gives_the_chosen_subnet_with_statistics_of_its_own(loop):
         config, load_dataset(loop / "squares", "train"), record.preprocessing
     )
     detector = extract_recalibrated(supernet, subnet.arch, few)
-    module = DecodedDetector(detector, neck_head_of(subnet), subnet.postprocessing.top_k)
+    module = DecodedDetector(
+        detector, subnet.space.neck_head(subnet.arch), subnet.postprocessing.top_k
+    )
     images = np.random.default_rng(0).standard_normal((2, 3, *subnet.arch.image_size), np.float32)
     with torch.inference_mode():
         wanted = module.eval()(torch.from_numpy(images))[1].numpy()
@@ -223,7 +218,7 @@ def test_height_and_width_keep_their_places(cells, size, box, point):
         (found,) = detector.detect([photo])
     assert found.boxes_xyxy.tolist() == [pytest.approx(box, abs=0.01)]
     subnet = make_subnet(size)
-    points, strides = anchor_points(neck_head_of(subnet))
+    points, strides = anchor_points(subnet.space.neck_head(subnet.arch))
     row, column = point[1] // 8, point[0] // 8
     assert points[row * (size[1] // 8) + column].tolist() == list(point)
     assert strides[0] == 8

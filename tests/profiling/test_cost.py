@@ -113,6 +113,6 @@ def test_macs_and_parameters_equal_those_of_the_torch_detector(name: str, count:
 
 
 def test_odd_p5_rounds_p6_up_in_the_count() -> None:
-    block = SPACES["tiny"].neck_head((96, 96), 32, 32, 1)
+    block = SPACES["tiny"].neck_head_at((96, 96), 32, 32, 1)
     assert isinstance(block, NeckHead)
     assert block.level_sizes == ((12, 12), (6, 6), (3, 3), (2, 2))

@@ -127,17 +127,18 @@ def test_built_detectors_run_the_same_operators_as_the_real_export(
     space = _space(name)
     rng = np.random.default_rng(0)
     for arch in (space.arch(space.sample(rng, 1)[0]), space.largest):
-        blocks = space.blocks(arch)
-        last = blocks[-1]
-        assert isinstance(last, NeckHead)
         detector = StaticDetector(space, arch)
         for module in detector.modules():  # equal weights would be merged into one
             if isinstance(module, torch.nn.BatchNorm2d):
                 for value in (module.weight, module.bias, module.running_mean, module.running_var):
                     torch.nn.init.uniform_(value, 0.5, 1.5)
-        program = _export(DecodedDetector(detector, last, 300).eval(), arch.image_size)
+        program = _export(
+            DecodedDetector(detector, space.neck_head(arch), 300).eval(), arch.image_size
+        )
         exported = _operators(program, tmp_path)
-        assert _operators(detector_onnx(blocks, top_k=300, rng=rng), tmp_path) == exported
+        assert (
+            _operators(detector_onnx(space.blocks(arch), top_k=300, rng=rng), tmp_path) == exported
+        )
 
 
 def _export(model: "torch.nn.Module", image_size: tuple[int, int]) -> bytes:

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from detofa.arch import Arch
-from detofa.blocks import NeckHead
 from detofa.errors import UserError
 from detofa.presets import PRESETS, preset
 from detofa.space import SearchSpace
@@ -151,8 +150,7 @@ def test_extracting_an_arch_outside_the_space_names_what_is_allowed() -> None:
 @pytest.mark.parametrize("size", [(64, 96), (96, 64), (160, 224)])
 def test_outputs_have_one_row_for_each_anchor_point(size: tuple[int, int]) -> None:
     space = preset("tiny", num_classes=4, image_sizes=[size])
-    neck_head = space.blocks(space.smallest)[-1]
-    assert isinstance(neck_head, NeckHead)
+    neck_head = space.neck_head(space.smallest)
     points_xy, strides = anchor_points(neck_head)
     logits, sides = StaticDetector(space, space.smallest)(images_of(space.smallest))
     assert logits.shape == (2, len(points_xy), 4)
@@ -175,8 +173,7 @@ class Fixed(torch.nn.Module):
 
 def test_decoding_gives_the_box_that_the_sides_describe_best_anchor_first() -> None:
     space = preset("tiny", num_classes=2, image_sizes=[(64, 96)])
-    neck_head = space.blocks(space.largest)[-1]
-    assert isinstance(neck_head, NeckHead)
+    neck_head = space.neck_head(space.largest)
     points_xy, strides = anchor_points(neck_head)
     anchor = int((strides == 16).nonzero()[0]) + 2  # second row of strides: centre (40, 8)
     logits = torch.full((1, len(strides), 2), -9.0)

@@ -3,14 +3,12 @@
 import pytest
 import torch
 
-from detofa.blocks import NeckHead
 from detofa.presets import preset
 from detofa.supernet.decode import anchor_points
 from detofa.supernet.loss import LossWeights, Targets, assign, detection_loss, distillation_loss
 
 SPACE = preset("tiny", num_classes=3, image_sizes=[(64, 96)])
-NECK_HEAD = SPACE.blocks(SPACE.largest)[-1]
-assert isinstance(NECK_HEAD, NeckHead)
+NECK_HEAD = SPACE.neck_head(SPACE.largest)
 POINTS, STRIDES = anchor_points(NECK_HEAD)
 BINS = SPACE.box_bins
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from detofa.arch import Arch
-from detofa.blocks import NeckHead
 from detofa.data.loader import Batch
 from detofa.presets import preset
 from detofa.supernet.decode import anchor_points
@@ -91,8 +90,7 @@ def test_gradients_are_those_of_the_summed_losses() -> None:
     batch, losses = batch_of(), []
     teacher, targets = None, None
     for arch in archs:
-        neck_head = supernet.space.blocks(arch)[-1]
-        assert isinstance(neck_head, NeckHead)
+        neck_head = supernet.space.neck_head(arch)
         points_xy, strides = anchor_points(neck_head)
         images, boxes = batch.images, batch.boxes_xyxy
         if arch.image_size == (64, 64):
