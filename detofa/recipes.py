@@ -18,9 +18,10 @@ def bccd(data: Path) -> TrainConfig:
         space="lite0",
         image_sizes=((256, 320),),
         init="efficientnet-lite0",
-        steps=640,
+        steps=700,
         batch_size=8,
         largest_first=0.2,
+        distillation=1.0,
         evaluations=2,
         augmentation=Augmentation(vertical_flip=0.5),
     )
