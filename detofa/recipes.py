@@ -21,7 +21,6 @@ def bccd(data: Path) -> TrainConfig:
         steps=700,
         batch_size=8,
         largest_first=0.2,
-        distillation=1.0,
         evaluations=2,
         augmentation=Augmentation(vertical_flip=0.5),
     )
@@ -40,6 +39,7 @@ def demo(data: Path) -> TrainConfig:
         steps=440,
         batch_size=3,
         largest_first=0.2,
+        distillation=0.0,
         learning_rate=1.5e-3,
         recalibration_images=32,
         evaluations=1,
@@ -59,7 +59,6 @@ def pretrain(data: Path) -> TrainConfig:
         steps=2000,
         batch_size=32,
         random_paths=2,
-        distillation=1.0,
         learning_rate=1e-3,
         augmentation=Augmentation(min_scale=0.8, max_scale=1.3),
     )

@@ -81,7 +81,8 @@ class TrainConfig:
         batch_size: Images a step.
         largest_first: Share of the steps, at the start, that train the largest path alone.
         random_paths: Random paths a step, beside the largest and the smallest.
-        distillation: Weight of the loss towards the largest path's outputs; 0 turns it off.
+        distillation: Weight of the loss towards the largest path's outputs, in detection for paths
+            of its input size; 0 turns it off.
         learning_rate: Peak rate of AdamW, for neck and head.
         backbone_rate: The backbone's rate as a multiple of `learning_rate`.
         warm_up: Share of the steps over which the rate rises.
@@ -109,7 +110,7 @@ class TrainConfig:
     batch_size: int = 16
     largest_first: float = 0.2
     random_paths: int = 1
-    distillation: float = 0.0
+    distillation: float = 1.0
     learning_rate: float = 2e-3
     backbone_rate: float = 1.0
     warm_up: float = 0.05
