@@ -18,7 +18,6 @@ from benchmarks.speed.record import Row, print_rows
 from detofa.presets import preset
 from detofa.profiling.cost import macs_cost
 from detofa.search import SearchConfig, search
-from detofa.train.run import RunFolder
 
 _PEAK = """
 import resource, subprocess, sys
@@ -59,6 +58,8 @@ def search_many(count: int) -> None:
 
 def measure(data: Path | None, count: int, steps: int) -> list[Row]:
     """Measure both; training only where there is a data set."""
+    from detofa.train.run import RunFolder  # brings PyTorch, which the search does without
+
     rows = []
     peak = peak_of("benchmarks.speed.memory", "--only-search", "--count", str(count))
     rows.append(_row(f"searching {count:,} networks", peak, 1))
