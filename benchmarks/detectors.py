@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ INITS = {"detofa-imagenet": "efficientnet-lite0", "detofa-scratch": "random"}
 TRAININGS = (*peers.YOLO_WIDTHS, peers.SSDLITE, *INITS)
 STAGES = (*TRAININGS, "search", "score", "latency")
 FIGURES = {"ap": "AP", "ap50": "AP50"}
+_RECIPE = recipes.bccd(Path("BCCD"))
 _FOLDERS = ("data", "work")
 _LIBRARIES = ("torch", "torchvision", "onnxruntime", "numpy", "ultralytics", "onnxslim")
 _SPARE = 1.06  # times the fastest and the slowest detector: searches leave 5 % of a budget spare
@@ -87,7 +88,7 @@ class Plan:
     threads: int = 1
     yolo_epochs: int = 40
     ssdlite_epochs: int = 25
-    steps: int = recipes.bccd(Path("BCCD")).steps
+    steps: int = _RECIPE.steps
     budgets: int = 5
     labels: int = 24
     profile_seconds: int = 90
@@ -162,8 +163,8 @@ def train(plan: Plan, name: str) -> Record:
         own = (peers.train_ssdlite, *places, plan.ssdlite_epochs)
         make = partial(_in_process, *own, *common)
     else:
-        recipe = recipes.bccd(Path("BCCD")).to_json()
-        settings |= {"recipe": recipe | {"init": INITS[name], "steps": plan.steps}}
+        own_settings = {"init": INITS[name], "steps": plan.steps}
+        settings |= {"recipe": _RECIPE.to_json() | own_settings}
         command = ["train", "--data", str(plan.data), "--recipe", "bccd", "--name", name]
         command += ["--init", INITS[name], "--steps", str(plan.steps)]
         make = partial(_run_detofa, plan, *command, "--threads", str(plan.threads))
@@ -245,12 +246,12 @@ def rescaled(found: Detections, size: tuple[int, ...], wanted: tuple[int, ...]) 
     return replace(found, boxes_xyxy=(found.boxes_xyxy * factors).astype(np.float32))
 
 
-def found_on(
-    dataset: DetectionDataset, plan: Plan, name: str
-) -> tuple[list[Detections], list[int]]:
-    """Return what a file finds in each image of a split, and the (height, width) of its input."""
+@cache
+def found_on_test(plan: Plan, name: str) -> tuple[list[Detections], list[int]]:
+    """Return what a file finds in the test split's images, and its input's (height, width)."""
+    dataset, model = load_dataset(plan.data, "test"), plan.model(name)
     categories = tuple((category.id, category.name) for category in dataset.categories)
-    model, is_peer = plan.model(name), family(name) in _PEERS
+    is_peer = family(name) in _PEERS
     files = [image.path for image in dataset.images]
     with peers.open_peer(name, model, categories) if is_peer else open_detector(model) as one:
         found = detect_all(one, files, stretches=name == peers.SSDLITE)
@@ -261,37 +262,38 @@ def score(plan: Plan, name: str) -> Record:
     """Return the AP of a file on the test split."""
 
     def make() -> Record:
-        dataset = load_dataset(plan.data, "test")
-        found, size = found_on(dataset, plan, name)
-        return asdict(evaluate_detections(dataset, found)) | {"image_size": size}
+        found, size = found_on_test(plan, name)
+        ap = evaluate_detections(load_dataset(plan.data, "test"), found)
+        return asdict(ap) | {"image_size": size}
 
     return plan.kept(f"score-{name}", {}, make)
 
 
-def differences(plan: Plan, detectors: Sequence[Record]) -> list[Record]:
-    """Return by how much detofa's detectors differ from each peer on the test split.
+def rivals(p50_ms: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return each peer with the slowest detector of each supernet that is not slower, if any."""
+    pairs = []
+    for peer in (*peers.YOLO_WIDTHS, peers.SSDLITE):
+        for run in INITS:
+            own = [one for one in p50_ms if one.startswith(run) and p50_ms[one] <= p50_ms[peer]]
+            if own:
+                pairs.append((peer, max(own, key=lambda one: p50_ms[one])))
+    return pairs
 
-    Taken is the slowest of either supernet that is not slower than the peer. The interval holds
-    95 % of the differences on splits drawn anew from the images of this one (bootstrap): what
-    other images might have given, with the same weights.
+
+def differences(plan: Plan, detectors: Sequence[Record]) -> list[Record]:
+    """Return by how much detofa's detectors differ from their rivals on the test split.
+
+    The interval holds 95 % of the differences on splits drawn anew from the images of this one
+    (bootstrap): what other images might have given, with the same weights.
 
     Returns:
         Records of a peer, a detector, and for each figure (2.5 %, as measured, 97.5 %).
     """
-    ms = {one["name"]: one["quartiles_ms"][1] for one in detectors}
-    pairs = [
-        (name, max(not_slower, key=lambda one: ms[one]))
-        for name in ms
-        for run in INITS
-        if family(name) in _PEERS
-        and (not_slower := [one for one in ms if one.startswith(run) and ms[one] <= ms[name]])
-    ]
+    pairs = rivals({one["name"]: one["quartiles_ms"][1] for one in detectors})
 
     def make() -> Record:
-        dataset = load_dataset(plan.data, "test")
-        both = {name for pair in pairs for name in pair}
-        found = {name: found_on(dataset, plan, name)[0] for name in both}
-        drawn = resampled(dataset, found, plan.resamples, plan.seed)
+        found = {name: found_on_test(plan, name)[0] for pair in pairs for name in pair}
+        drawn = resampled(load_dataset(plan.data, "test"), found, plan.resamples, plan.seed)
         intervals = [
             {
                 key: np.percentile(drawn[key][ours] - drawn[key][peer], [2.5, 97.5]).tolist()

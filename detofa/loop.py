@@ -163,14 +163,13 @@ def export(
     if precision == "int8" and calibrate_on < 1:
         raise UserError(f"int8 is calibrated on one image or more, got {calibrate_on}")
     record, detector = load_subnet(subnet)
-    neck_head = record.space.neck_head(record.arch)
     rng = np.random.default_rng(seed)
     calibrated = calibrate_on if precision == "int8" else 0
     evidence = gather_evidence(record, detector, data, rng, calibrate_on=calibrated)
     for note in evidence.notes:
         warnings.warn(note, stacklevel=2)
     return export_subnet(
-        DecodedDetector(detector, neck_head, record.postprocessing.top_k).eval(),
+        DecodedDetector.of_subnet(detector, record),
         record,
         output or onnx_path(subnet, precision),
         images=evidence.images,

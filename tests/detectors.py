@@ -24,8 +24,7 @@ def make_detector(subnet, seed=0):
                 gain = 0.3 if "tower.output" in name else 1.0
                 noise = torch.randn(tensor.shape, generator=generator)
                 tensor.copy_(gain * noise * (2 / fan_in) ** 0.5)
-    neck_head = subnet.space.neck_head(subnet.arch)
-    return DecodedDetector(detector, neck_head, subnet.postprocessing.top_k).eval()
+    return DecodedDetector.of_subnet(detector, subnet)
 
 
 def export_detector(subnet, path, images, **how):

@@ -133,7 +133,6 @@ def export(
 
         check_name(target.stem)
     record, detector = load_subnet(check_subnet_path(subnet))
-    neck_head = record.space.neck_head(record.arch)
     rng = np.random.default_rng(seed)
     evidence = gather_evidence(
         record,
@@ -147,7 +146,7 @@ def export(
         print(note)
     with shown_progress() as on_progress:
         exported = export_subnet(
-            DecodedDetector(detector, neck_head, record.postprocessing.top_k).eval(),
+            DecodedDetector.of_subnet(detector, record),
             record,
             target,
             images=evidence.images,

@@ -213,9 +213,8 @@ def _export(
         for index, (name, choice) in enumerate(choices.items()):
             progress(f"exporting {name}", index / len(choices))
             subnet, detector = load_subnet(choice.subnet_path)
-            neck_head = subnet.space.neck_head(subnet.arch)
             exported[name] = export_subnet(
-                DecodedDetector(detector, neck_head, subnet.postprocessing.top_k).eval(),
+                DecodedDetector.of_subnet(detector, subnet),
                 subnet,
                 choice.subnet_path.with_suffix(".onnx"),
                 images=images,

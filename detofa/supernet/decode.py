@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from detofa.blocks import STRIDES, NeckHead
+from detofa.subnet import Subnet
 
 
 def anchor_points(neck_head: NeckHead) -> tuple[Tensor, Tensor]:
@@ -59,6 +60,12 @@ class DecodedDetector(nn.Module):
         self.top_k = min(top_k, len(strides))
         self.register_buffer("points_xy", points_xy, persistent=False)
         self.register_buffer("strides", strides, persistent=False)
+
+    @classmethod
+    def of_subnet(cls, detector: nn.Module, subnet: Subnet) -> "DecodedDetector":
+        """Return the detector that a subnet describes, decoded, in evaluation mode."""
+        neck_head = subnet.space.neck_head(subnet.arch)
+        return cls(detector, neck_head, subnet.postprocessing.top_k).eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Detect.

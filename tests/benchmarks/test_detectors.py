@@ -17,6 +17,7 @@ from benchmarks.detectors import (
     mark_fronts,
     resampled,
     rescaled,
+    rivals,
     table,
 )
 from detofa.data.dataset import DetectionDataset, load_dataset
@@ -230,6 +231,16 @@ def test_an_image_drawn_twice_counts_as_two_images() -> None:
     assert set(drawn["ap50"]["one"].round(2)) == {0.0, 0.5, 1.0}
     again = resampled(split, {"one": halves}, count=12, seed=0)
     assert again["ap50"]["one"].tolist() == drawn["ap50"]["one"].tolist()
+
+
+def test_a_rival_is_the_slowest_of_a_supernet_that_is_not_slower() -> None:
+    ms = {"yolo11n": 9.0, "yolo11n-w0.1875": 6.0, "yolo11n-w0.125": 4.0, "ssdlite320": 5.0}
+    ours = {"detofa-imagenet-1": 5.0, "detofa-imagenet-2": 9.0, "detofa-scratch-1": 9.1}
+    assert rivals(ms | ours) == [
+        ("yolo11n", "detofa-imagenet-2"),
+        ("yolo11n-w0.1875", "detofa-imagenet-1"),
+        ("ssdlite320", "detofa-imagenet-1"),
+    ]
 
 
 def test_differences_are_shown_with_their_interval() -> None:

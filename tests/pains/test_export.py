@@ -42,12 +42,10 @@ def test_export_gives_the_chosen_subnet_with_statistics_of_its_own(loop):
         config, load_dataset(loop / "squares", "train"), record.preprocessing
     )
     detector = extract_recalibrated(supernet, subnet.arch, few)
-    module = DecodedDetector(
-        detector, subnet.space.neck_head(subnet.arch), subnet.postprocessing.top_k
-    )
+    module = DecodedDetector.of_subnet(detector, subnet)
     images = np.random.default_rng(0).standard_normal((2, 3, *subnet.arch.image_size), np.float32)
     with torch.inference_mode():
-        wanted = module.eval()(torch.from_numpy(images))[1].numpy()
+        wanted = module(torch.from_numpy(images))[1].numpy()
     with OnnxSession(loop / "subnet.onnx") as session:
         np.testing.assert_allclose(session.run(images)[1], wanted, atol=1e-5)
     manifest = json.loads((loop / "subnet.manifest.json").read_text())
